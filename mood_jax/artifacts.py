@@ -1,0 +1,339 @@
+"""What is kept on disk, and how: safetensors with JSON beside it, JSONL for responses. No pickle.
+
+Every write goes to a temporary file in the same folder, is flushed to the disk, and renamed: a file with its final name
+is whole. JSON is sorted and holds no time, so that the same run writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from mood_jax import probes
+from mood_jax.errors import UserError
+from mood_jax.probes import Scaling
+from mood_jax.readout import Readout
+
+FORMAT = 1
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Atomic write. On failure (a full disk) the temporary file is removed and what stood there before stays.
+
+    What a killed process left of an earlier attempt is removed too. Raises UserError naming the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if not _is_written_now(left):
+                left.unlink(missing_ok=True)
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written ({e.strerror}); make room, then run the same command") from e
+
+
+def _is_written_now(temporary: Path) -> bool:
+    """Is the process that its name gives another one, and alive?"""
+    pid = temporary.suffixes[-2][1:]
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's, but alive
+    return True
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError when the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UserError(f"no such file: {path}") from e
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); make it again or restore it") from e
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """`read_json` of a file that holds an object. Raises UserError when it holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (it holds no JSON object); make it again or restore it")
+    return value
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What a record of the right format, but with parts missing or of other kinds, raises → UserError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        reason = f"no {e.args[0]!r}" if isinstance(e, KeyError) else str(e)
+        raise UserError(f"{path} is damaged ({reason}); make it again or restore it") from e
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """safetensors, atomically."""
+    contiguous = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+    write_bytes(path, save(contiguous, dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Raises UserError when the file is missing, truncated or not safetensors."""
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError as e:
+        raise UserError(f"no such file: {path}") from e
+    except SafetensorError as e:
+        raise UserError(f"{path} is truncated or damaged ({e}); make it again or restore it") from e
+
+
+def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    lines = [json.dumps(r, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for r in records]
+    write_bytes(path, "".join(lines).encode())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Raises UserError when the file is missing, or naming the line that is not JSON."""
+    try:
+        # Not splitlines: a response may hold U+2028 or U+0085, which JSON leaves as they are and splitlines cuts at.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError as e:
+        raise UserError(f"no such file: {path}") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is damaged (not UTF-8 at byte {e.start}); restore the file or make it again") from e
+    records = []
+    for number, line in enumerate(lines if lines != [""] else [], 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as e:
+            raise UserError(f"{path}:{number}: not valid JSON ({e}); restore the file or make it again") from e
+    return records
+
+
+def check_workdir(workdir: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Raises UserError when `{name}.json` ties the folder to other settings, naming the first that differs."""
+    path = workdir / f"{name}.json"
+    if not path.exists():
+        return
+    there, wanted = _flat(_object(path)), _flat(json.loads(json_bytes(settings)))
+    for key in sorted({*there, *wanted}):
+        if there.get(key) != wanted.get(key):
+            raise UserError(
+                f"{workdir} was made with {key} = {_short(there.get(key))}, and this command has "
+                f"{_short(wanted.get(key))}; use another --workdir, or the first command's settings"
+            )
+
+
+def claim_workdir(workdir: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Ties a folder to one run's settings, in `{name}.json`: the same command resumes, another one is refused.
+
+    To be called when there is something to keep, so that a command which fails at once ties no folder.
+    Raises UserError as `check_workdir` does.
+    """
+    check_workdir(workdir, name, settings)
+    if not (workdir / f"{name}.json").exists():
+        write_json(workdir / f"{name}.json", settings)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+@dataclass(frozen=True)
+class AxisNames:
+    """An axis by its id and the names of its poles, the positive one first."""
+
+    id: str
+    positive: str
+    negative: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Directions, centres, scales and their evidence, for one model and one readout.
+
+    directions float32 [axes, D] (unit, zeros where there is none); site_rms float32 [sites]; scaling: `Scaling` of
+    arrays [axes]; evidence: one JSON-ready dict an axis (see `probes.evidence`, plus `evaluation`); identity: what it
+    was made from (model fingerprint, tokenizer and template hash, bank hash, protocol, versions).
+    """
+
+    axes: tuple[AxisNames, ...]
+    readout: Readout
+    directions: np.ndarray
+    site_rms: np.ndarray
+    scaling: Scaling
+    evidence: tuple[dict[str, Any], ...]
+    identity: dict[str, Any]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes calibration.safetensors, then calibration.json (with the former's hash), each atomically."""
+        folder = Path(folder)
+        tensors = {"directions": self.directions, "site_rms": self.site_rms}
+        tensors |= {f"scaling.{k}": np.asarray(v) for k, v in self.scaling._asdict().items()}
+        contiguous = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+        data = save(contiguous)
+        write_bytes(folder / "calibration.safetensors", data)
+        record = {
+            "format": FORMAT,
+            "axes": [asdict(a) for a in self.axes],
+            "readout": asdict(self.readout),
+            "evidence": list(self.evidence),
+            "identity": self.identity,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        write_json(folder / "calibration.json", record)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Calibration:
+        """Raises UserError when a file is missing, damaged, of a later format, or the two do not belong together."""
+        folder = Path(folder)
+        if not (folder / "calibration.json").is_file():
+            raise UserError(f"{folder} holds no calibration.json; make one with scripts/calibrate.py")
+        record = _object(folder / "calibration.json")
+        if record.get("format") != FORMAT:
+            raise UserError(
+                f"{folder / 'calibration.json'} has format {record.get('format')}, not {FORMAT}; calibrate again"
+            )
+        tensors = read_tensors(folder / "calibration.safetensors")
+        digest = hashlib.sha256((folder / "calibration.safetensors").read_bytes()).hexdigest()
+        with _reading(folder / "calibration.json"):
+            if digest != record["sha256"]:
+                raise UserError(
+                    f"calibration.json and calibration.safetensors in {folder} are of different runs; calibrate again"
+                )
+            readout = record["readout"]
+            found = cls(
+                axes=tuple(AxisNames(**a) for a in record["axes"]),
+                readout=Readout(**(readout | {"sites": tuple(readout["sites"]), "weights": tuple(readout["weights"])})),
+                directions=tensors["directions"],
+                site_rms=tensors["site_rms"],
+                scaling=Scaling(**{k: jnp.asarray(tensors[f"scaling.{k}"]) for k in Scaling._fields}),
+                evidence=tuple(record["evidence"]),
+                identity=dict(record["identity"]),
+            )
+            if not len(found.axes) == len(found.directions) == len(found.evidence):
+                raise ValueError(f"{len(found.axes)} axes, {len(found.directions)} directions")
+        return found
+
+    def scores(self, x: np.ndarray, scale: probes.Scale = "iqr") -> np.ndarray:
+        """Raw projections [n, axes] on `directions` → float32 scores of the same shape in one of the three scales."""
+        rows = Scaling(*(jnp.asarray(v)[None, :] for v in self.scaling))
+        return np.asarray(probes.score(jnp.asarray(x, jnp.float32), rows, scale))
+
+    def index(self, axis: str) -> int:
+        """The row of an axis. Raises UserError for one that this calibration does not have."""
+        ids = [a.id for a in self.axes]
+        if axis not in ids:
+            raise UserError(f"unknown axis {axis!r}; this calibration has {', '.join(ids)}")
+        return ids.index(axis)
+
+
+@dataclass(frozen=True)
+class AxisProfile:
+    """One axis of a profile.
+
+    `scores[scale]` float [n] for the scales iqr, article and pole, and `raw` for the projection itself;
+    `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean score differs from 0.
+    """
+
+    axis: AxisNames
+    scale: str
+    scores: dict[str, np.ndarray]
+    summary: dict[str, dict[str, Any]]
+    p: float
+    p_holm: float
+    evidence: dict[str, Any]
+
+    @property
+    def mean(self) -> float:
+        return self.summary[self.scale]["mean"]
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        low, high = self.summary[self.scale]["ci95"]
+        return low, high
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Scores on neutral questions without a system prompt, with each axis' evidence."""
+
+    axes: tuple[AxisProfile, ...]
+    question_ids: tuple[str, ...]
+    n_tokens: tuple[int, ...]
+    cut_share: float
+    notes: tuple[str, ...]
+    identity: dict[str, Any]
+
+    def __getitem__(self, axis: str) -> AxisProfile:
+        """The profile of an axis by its id. Raises UserError for an unknown one."""
+        for found in self.axes:
+            if found.axis.id == axis:
+                return found
+        raise UserError(f"unknown axis {axis!r}; this profile has {', '.join(a.axis.id for a in self.axes)}")
+
+    def save(self, path: str | Path) -> None:
+        """Writes profile.json atomically."""
+        record: dict[str, Any] = {**asdict(self), "format": FORMAT}
+        for axis in record["axes"]:
+            axis["scores"] = {k: [float(x) for x in v] for k, v in axis["scores"].items()}
+        write_json(Path(path), record)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Raises UserError when the file is missing, damaged or of a later format."""
+        record = _object(Path(path))
+        if record.get("format") != FORMAT:
+            raise UserError(f"{path} is not a profile of format {FORMAT}; measure again")
+        axes: list[AxisProfile] = []
+        with _reading(Path(path)):
+            for a in record["axes"]:
+                scores = {k: np.asarray(v, np.float32) for k, v in a["scores"].items()}
+                axes.append(AxisProfile(**(a | {"axis": AxisNames(**a["axis"]), "scores": scores})))
+            return cls(
+                axes=tuple(axes),
+                question_ids=tuple(record["question_ids"]),
+                n_tokens=tuple(record["n_tokens"]),
+                cut_share=record["cut_share"],
+                notes=tuple(record["notes"]),
+                identity=dict(record["identity"]),
+            )

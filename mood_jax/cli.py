@@ -1,0 +1,171 @@
+"""What every script's main shares: the flags --config and --workdir, the header, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mood_jax.errors import UserError
+
+_CONFIG_ERRORS = (AttributeError, ImportError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
+COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+def run(main: Callable[[Any, Path], None], default_config: str | None = None, needs_workdir: bool = True) -> None:
+    """Parses flags, prints the resolved config, and calls main(config, workdir).
+
+    Exit status: 0 when main returns, 2 with one line on stderr for a UserError, 1 and a traceback for a defect.
+    """
+    config_flag = config_flags.DEFINE_config_file(
+        "config", default_config, "A configs/*.py file with get_config(); override fields with --config.field=value."
+    )
+    workdir_flag = flags.DEFINE_string("workdir", None, "Folder for everything that is written; made when missing.")
+
+    def call(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # jax tells at INFO which backends are not there
+        try:
+            if len(argv) > 1:
+                raise UserError(
+                    f"unexpected argument {argv[1]!r}; every option is --config.field=value or --workdir=DIR"
+                )
+            if not config_flag.present and default_config is None:
+                raise UserError("no --config given; name one of configs/*.py")
+            if needs_workdir and not workdir_flag.value:
+                raise UserError("no --workdir given; name a folder for what this run writes")
+            config = _locked(config_flag.value)
+            print_header(config)
+            main(config, Path(workdir_flag.value or "."))
+        except UserError as e:
+            fail(str(e))
+        except OSError as e:
+            if e.errno is None:
+                raise
+            where = f": {e.filename}" if e.filename else ""
+            fail(f"{os.strerror(e.errno)}{where}; mend it and run the same command again")
+
+    try:
+        app.run(call, flags_parser=_parse)
+    except UserError as e:
+        fail(str(e))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags from the command line; every way in which they, or the config file, can be wrong as a UserError."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as e:
+        raise UserError(f"{e}; the options are --config=FILE, --config.field=value and --workdir=DIR") from e
+    except flags.Error as e:
+        lines = (
+            str(e).strip().splitlines()
+        )  # the first names the flag, the last the reason; a traceback may lie between
+        raise UserError(f"{' '.join(dict.fromkeys((lines[0], lines[-1])))}; see the config file") from e
+    except _CONFIG_ERRORS as e:
+        raise UserError(_unknown_field(argv) or _unreadable(e)) from e
+
+
+def _unknown_field(argv: list[str]) -> str | None:
+    """Which of the overrides --config.field=value names no field of the config, in words."""
+    flag = flags.FLAGS["config"]
+    named = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
+    try:
+        config: Any = flag.parser.parse(named[-1]) if named else flag.default
+        for a in argv:
+            if a.startswith("--config."):
+                field = a.removeprefix("--config.").partition("=")[0]
+                node = config
+                for part in field.split("."):
+                    if not isinstance(node, ConfigDict) or part not in node:
+                        return f"the config has no field {field!r}; it has {', '.join(sorted(config))}"
+                    node = node[part]
+    except _CONFIG_ERRORS:
+        pass  # the file itself is at fault
+    return None
+
+
+def _unreadable(e: BaseException) -> str:
+    lines = str(e.__cause__ or e).strip().splitlines() or [""]
+    return f"the config file could not be read ({lines[-1].strip() or type(e).__name__}); name one of configs/*.py"
+
+
+def _locked(config: Any) -> ConfigDict:
+    """The config, against mistyped fields in our own code. Raises UserError where there is none."""
+    try:
+        config.lock()
+    except OSError as e:  # what stands in place of a config whose file could not be opened
+        raise UserError(_unreadable(e)) from e
+    except AttributeError as e:
+        raise UserError("get_config() of the config file returns no ConfigDict; see configs/*.py") from e
+    return config
+
+
+def fail(message: str) -> None:
+    """Says what the user can mend, on one line, and ends with status 2."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def print_header(config: Any) -> None:
+    """The resolved config and the devices, one line each."""
+    import jax
+
+    import mood_jax
+
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    print(f"mood_jax {mood_jax.__version__} · jax {jax.__version__} · {len(devices)} × {kind}")
+    for key, value in sorted(config.items()):
+        print(f"  {key} = {value}")
+    sys.stdout.flush()
+
+
+class Clock:
+    """Seconds a phase, with the compiler's share of each apart."""
+
+    def __init__(self):
+        import jax
+
+        self.compiling = 0.0
+        self.phases: list[tuple[str, float, float]] = []
+        self._last = (time.perf_counter(), 0.0)
+
+        def listen(event: str, duration_secs: float, **_: str | int) -> None:
+            if event in COMPILE_EVENTS:
+                self.compiling += duration_secs
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def mark(self, name: str) -> None:
+        """Ends the phase `name`, which began with the mark before."""
+        now = (time.perf_counter(), self.compiling)
+        self.phases.append((name, now[0] - self._last[0], now[1] - self._last[1]))
+        self._last = now
+
+    def summary(self) -> str:
+        """ "load 1.2 s · calibrate 30.4 s, of which 8.1 s compiling"."""
+        parts = []
+        for name, seconds, compiling in self.phases:
+            share = f", of which {compiling:.1f} s compiling" if compiling >= 0.05 else ""
+            parts.append(f"{name} {seconds:.1f} s{share}")
+        return " · ".join(parts)
+
+
+def print_paths(workdir: Path, names: list[str]) -> None:
+    """What was written: every file under these folders of the workdir, with its size."""
+    print("written:")
+    for name in names:
+        for path in sorted((workdir / name).rglob("*")):
+            if path.is_file():
+                print(f"  {path} ({path.stat().st_size:,} bytes)")

@@ -1,0 +1,1 @@
+"""Prompts → responses, with their hidden states reduced inside the decode loop."""

@@ -1,0 +1,98 @@
+"""Prompts → batches: rendered, sorted by length bucket, padded on the left, the last batch filled to full size."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mood_jax.errors import UserError
+from mood_jax.generation.chat import Chat
+
+BUCKET_STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one compiled shape. `rows` are indices into the caller's list; filler rows repeat the first one."""
+
+    rows: tuple[int, ...]
+    tokens: np.ndarray  # int32 [B, P], left-padded
+    lengths: np.ndarray  # int32 [B]
+    real: np.ndarray  # bool [B], False on filler rows
+
+
+def bucket(length: int) -> int:
+    """The padded length for a sequence: the next of 16, 24, 32, 48, … 1024, then multiples of 512."""
+    for step in BUCKET_STEPS:
+        if length <= step:
+            return step
+    return -(-length // 512) * 512
+
+
+def default_ids(hashes: Sequence[str]) -> list[str]:
+    """Ids for prompts that have none: the prompt's hash and its occurrence, so that order does not matter."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for h in hashes:
+        ids.append(f"{h}#{seen[h]}")
+        seen[h] += 1
+    return ids
+
+
+def check_ids(ids: Sequence[str], n: int) -> None:
+    """One id a prompt, each once. (Two ids of equal crc32 would share their random numbers.)"""
+    if len(ids) != n:
+        raise UserError(f"{len(ids)} ids for {n} prompts; give one id a prompt")
+    twice = [i for i, c in Counter(ids).items() if c > 1]
+    if twice:
+        raise UserError(f"the response id {twice[0]!r} is given twice; ids must differ, as they seed the sampling")
+    crcs: dict[int, str] = {}
+    for i in ids:
+        other = crcs.setdefault(zlib.crc32(i.encode()), i)
+        if other != i:
+            raise UserError(f"the response ids {other!r} and {i!r} have the same crc32; rename one of them")
+
+
+def make_batches(sequences: Sequence[Sequence[int]], batch_size: int, divisor: int = 1) -> list[Batch]:
+    """Sequences of token ids → batches of `batch_size` rows (rounded up to a multiple of `divisor`).
+
+    Rows are sorted by length bucket, in the caller's order within one, and cut into batches; a batch is as long as its
+    longest row's bucket. The last batch is filled up with copies of its first row, so that every batch of a length has
+    one compiled shape and a row never depends on how many others there are.
+    """
+    if batch_size < 1:
+        raise UserError(f"the batch size must be at least 1, not {batch_size}")
+    size = -(-min(batch_size, max(len(sequences), 1)) // divisor) * divisor
+    order = sorted(range(len(sequences)), key=lambda row: (bucket(len(sequences[row])), row))
+    batches = []
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        length = bucket(max(len(sequences[row]) for row in rows))
+        tokens = np.zeros((size, length), np.int32)
+        lengths = np.zeros(size, np.int32)
+        for k, row in enumerate(rows + rows[:1] * (size - len(rows))):
+            ids = sequences[row]
+            tokens[k, length - len(ids) :] = ids
+            lengths[k] = len(ids)
+        batches.append(Batch(tuple(rows), tokens, lengths, np.arange(size) < len(rows)))
+    return batches
+
+
+def render_all(chat: Chat, prompts: Sequence[Any]) -> list[Any]:
+    """Every prompt rendered. Raises UserError for none at all, naming the first that cannot be rendered."""
+    if isinstance(prompts, (str, bytes)):
+        raise UserError("prompts must be a list of prompts, not one string; write [prompt]")
+    if len(prompts) == 0:
+        raise UserError("there are no prompts; give at least one")
+    rendered = []
+    for i, prompt in enumerate(prompts):
+        try:
+            rendered.append(chat.render(prompt))
+        except UserError as e:
+            raise UserError(f"prompt {i}: {e}") from e
+    return rendered

@@ -1,0 +1,313 @@
+"""Batched generation whose states are reduced inside the decode loop, and the same reduction of given text.
+
+A batch is prefilled once, then decoded in chunks of a fixed number of steps, each chunk one jitted `lax.scan` whose
+whole state (cache, accumulators, tokens) is donated. A step takes the token y_t, runs the decoder, folds the states at
+the chosen sites into the accumulators, and samples y_{t+1}: the state of y_t is the one at the position where y_t is
+the *input*, so a response that the budget stops has its last token read too. Nothing per token leaves the device but
+its id.
+
+Spans (method.md, section 3): "response" reads y_0 … y_{n−1}. "article" reads what a loop over HF's `generate` hidden
+states pools: the last prompt position, then every sampled token but the last (EOS counts as sampled and is the last).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mood_jax.generation import reducers as red
+from mood_jax.generation.batching import Batch
+from mood_jax.generation.model import Model
+from mood_jax.generation.sampling import Sampler, response_keys, sample
+from mood_jax.models.config import DecoderConfig
+from mood_jax.models.decoder import Cache, grow_cache, init_cache, rotary, run
+from mood_jax.models.sharding import CACHE_AXES, batch_sharding, sharding
+
+Span = Literal["response", "article"]
+CHUNK = 16  # decode steps per jitted call
+ROOM = (
+    64  # new tokens that the first cache of a batch holds; a full cache is replaced by one with GROWTH times the room
+)
+GROWTH = 4
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The static part of a generation: one compiled decode loop per Spec and shape."""
+
+    config: DecoderConfig
+    sampler: Sampler
+    eos: tuple[int, ...]
+    max_new_tokens: int
+    sites: tuple[str, ...]
+    reducers: tuple[red.Reducer, ...]
+    span: Span = "response"
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.max_new_tokens // CHUNK)
+
+    @property
+    def chunk(self) -> int:
+        """Steps a chunk, evened out so that the last one is not mostly idle."""
+        return -(-self.max_new_tokens // self.n_chunks)
+
+    @property
+    def slots(self) -> int:
+        """Decode steps in all, at least `max_new_tokens`."""
+        return self.n_chunks * self.chunk
+
+    def room(self, chunk: int) -> int:
+        """Slots for new tokens in the cache that this chunk runs with.
+
+        A step reads the whole cache, filled or not, and most responses end well before their budget, so the cache
+        grows. Each size is one more compilation, of the sizes that are reached.
+        """
+        room = ROOM
+        while room < (chunk + 1) * self.chunk:
+            room *= GROWTH
+        return min(room, self.slots)
+
+
+class State(NamedTuple):
+    """Everything that a decode step changes; donated from chunk to chunk."""
+
+    cache: Cache
+    token: jax.Array  # int32 [B], y_t, the next input
+    tokens: jax.Array  # int32 [B, slots], the response so far
+    alive: jax.Array  # bool [B], no EOS yet
+    eos: jax.Array  # bool [B], ended by EOS
+    n: jax.Array  # int32 [B], response tokens
+    read: jax.Array  # int32 [B], states folded in
+    bad: jax.Array  # bool [B], a NaN or Inf was seen
+    sums: tuple[tuple[jax.Array, ...], ...]  # [sites][reducers] float32 [B, D]
+
+
+class BatchResult(NamedTuple):
+    """A finished batch on the host, filler rows dropped."""
+
+    tokens: list[np.ndarray]
+    eos: np.ndarray  # bool [rows]
+    read: np.ndarray  # int32 [rows]
+    states: np.ndarray  # float32 [rows, sites, reducers, D]
+    bad: np.ndarray  # bool [rows]
+
+
+@partial(jax.jit, static_argnames=("spec", "slots"))
+def prefill(
+    params: Any, tokens: jax.Array, lengths: jax.Array, real: jax.Array, keys: jax.Array, *, spec: Spec, slots: int
+) -> State:
+    """Reads left-padded prompts [B, P] and samples y_0. The cache of the result has `slots` slots."""
+    B, P = tokens.shape
+    config = spec.config
+    article = spec.span == "article"
+    slot = jnp.arange(P)[None, :]
+    valid = slot >= (P - lengths)[:, None]
+    positions = jnp.maximum(slot - (P - lengths)[:, None], 0)
+    dtype = params["embedding"].dtype
+    logits, cache, states = run(
+        config,
+        params,
+        tokens,
+        positions,
+        valid,
+        cache=init_cache(config, B, P, dtype),
+        logits="last",
+        sites=spec.sites if article else (),
+    )
+    assert logits is not None
+    assert cache is not None
+    zeros = jnp.zeros((B, config.d_model), jnp.float32)
+    sums = tuple(tuple(zeros for _ in spec.reducers) for _ in spec.sites)
+    if article:
+        sums = _fold(spec, sums, tuple(s[:, -1] for s in states), real)
+    return State(
+        cache=grow_cache(cache, slots),
+        token=sample(spec.sampler, logits, keys, jnp.int32(0)),
+        tokens=jnp.zeros((B, spec.slots), jnp.int32),
+        alive=real,
+        eos=jnp.zeros(B, bool),
+        n=jnp.zeros(B, jnp.int32),
+        read=real.astype(jnp.int32) if article else jnp.zeros(B, jnp.int32),
+        bad=real & ~jnp.isfinite(logits.max(axis=-1)),
+        sums=sums,
+    )
+
+
+def _fold(spec: Spec, sums, states: Sequence[jax.Array], active: jax.Array):
+    return tuple(
+        tuple(red.update(r, s, h, active) for r, s in zip(spec.reducers, of_site, strict=True))
+        for of_site, h in zip(sums, states, strict=True)
+    )
+
+
+@partial(jax.jit, static_argnames=("spec",), donate_argnames=("state",))
+def decode_chunk(
+    params: Any,
+    state: State,
+    keys: jax.Array,
+    lengths: jax.Array,
+    prompt_slots: jax.Array,
+    t0: jax.Array,
+    *,
+    spec: Spec,
+) -> tuple[State, jax.Array]:
+    """`spec.chunk` decode steps from step t0; the new state, and whether any row is still alive.
+
+    `prompt_slots` is P, the padded prompt length: y_t goes into slot P + t.
+    """
+    config = spec.config
+    eos_ids = jnp.asarray(spec.eos or (-1,), jnp.int32)
+    slots = state.cache[0].v.shape[2]
+    valid = jnp.arange(slots)[None, :] >= (prompt_slots - lengths)[:, None]
+
+    times = t0 + jnp.arange(spec.chunk)
+    # Outside the loop, or every layer of every step computes the cosines and sines once more.
+    cos, sin = rotary(config, lengths[:, None] + times[None, :])  # B chunk 1 H/2
+    ropes = (cos.transpose(1, 0, 2, 3)[:, :, None], sin.transpose(1, 0, 2, 3)[:, :, None])  # chunk B 1 1 H/2
+
+    def step(s: State, x: tuple[jax.Array, tuple[jax.Array, jax.Array]]) -> tuple[State, None]:
+        t, rope = x
+        in_budget = t < spec.max_new_tokens
+        is_eos = (s.token[:, None] == eos_ids[None, :]).any(axis=-1)
+        eos = s.eos | (s.alive & is_eos & in_budget)
+        alive = s.alive & ~is_eos
+        active = alive & in_budget
+        tokens = lax.dynamic_update_slice(s.tokens, jnp.where(active, s.token, 0)[:, None], (0, t))
+        logits, cache, states = run(
+            config,
+            params,
+            s.token[:, None],
+            (lengths + t)[:, None],
+            valid,
+            cache=s.cache,
+            index=prompt_slots + t,
+            logits="last",
+            sites=spec.sites,
+            rope=rope,
+        )
+        assert logits is not None
+        assert cache is not None
+        # The article's span ends one short of the last sampled token: EOS is never active, the budget's last is.
+        folded = active & (t < spec.max_new_tokens - 1) if spec.span == "article" else active
+        token = sample(spec.sampler, logits, keys, t + 1)
+        return State(
+            cache=cache,
+            token=token,
+            tokens=tokens,
+            alive=alive,
+            eos=eos,
+            n=s.n + active,
+            read=s.read + folded,
+            bad=s.bad | (active & ~jnp.isfinite(logits.max(axis=-1))),
+            sums=_fold(spec, s.sums, tuple(h[:, 0] for h in states), folded),
+        ), None
+
+    state, _ = lax.scan(step, state, (times, ropes))
+    return state, (state.alive & (t0 + spec.chunk < spec.max_new_tokens)).any()
+
+
+_grow = jax.jit(grow_cache, static_argnames=("length",))
+
+
+def grow(state: State, slots: int) -> State:
+    """The state with a cache of `slots` slots. Layer by layer, so that old and new are never both there in full."""
+    layers = list(state.cache)
+    state = state._replace(cache=())
+    for i, layer in enumerate(layers):
+        layers[i] = _grow((layer,), length=slots)[0]
+    return state._replace(cache=tuple(layers))
+
+
+@partial(jax.jit, static_argnames=("spec",))
+def finish(state: State, *, spec: Spec) -> tuple[jax.Array, jax.Array]:
+    """Accumulators → reduced states [B, sites, reducers, D], and which rows hold a NaN or Inf."""
+    out = jnp.stack(
+        [
+            jnp.stack([red.finish(r, s, state.read) for r, s in zip(spec.reducers, of_site, strict=True)], axis=1)
+            for of_site in state.sums
+        ],
+        axis=1,
+    )
+    return out, ~jnp.isfinite(out).all(axis=(1, 2, 3))
+
+
+def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: Spec, prompt_slots: int) -> BatchResult:
+    """One batch from prompt to host. `prompt_slots` ≥ the batch's length fixes the cache sizes for all batches of a
+    run, so that decoding compiles once a size."""
+    mesh = model.mesh
+    B, P = batch.tokens.shape
+    row_ids = [ids[r] for r in batch.rows]
+    row_ids += row_ids[:1] * (B - len(row_ids))
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.device_put(x, batch_sharding(mesh, x.shape))
+
+    keys, lengths = put(response_keys(seed, row_ids)), put(batch.lengths)
+    room = spec.room(0)
+    state = prefill(
+        model.params, put(batch.tokens), lengths, put(batch.real), keys, spec=spec, slots=prompt_slots + room
+    )
+    if mesh.size > 1:
+        cache_sharding = sharding(mesh, state.cache[0].k.shape, CACHE_AXES)
+        state = state._replace(cache=jax.device_put(state.cache, cache_sharding))
+    # On accelerators the question "anyone alive?" is asked one chunk late, so that the device never waits for Python.
+    lag = 0 if mesh.devices.flat[0].platform == "cpu" else 1
+    flags: list[jax.Array] = []
+    for c in range(spec.n_chunks):
+        if spec.room(c) > room:
+            room = spec.room(c)
+            state = grow(state, prompt_slots + room)
+        state, alive = decode_chunk(
+            model.params, state, keys, lengths, jnp.int32(P), jnp.int32(c * spec.chunk), spec=spec
+        )
+        flags.append(alive)
+        if len(flags) > lag and not bool(flags[-1 - lag]):
+            break
+    rows = len(batch.rows)
+    if spec.sites and spec.reducers:
+        states, broken = finish(state, spec=spec)
+    else:
+        states = jnp.zeros((B, len(spec.sites), len(spec.reducers), model.config.d_model), jnp.float32)
+        broken = jnp.zeros(B, bool)
+    n, tokens = np.asarray(state.n), np.asarray(state.tokens)
+    return BatchResult(
+        tokens=[tokens[i, : n[i]] for i in range(rows)],
+        eos=np.asarray(state.eos)[:rows],
+        read=np.asarray(state.read)[:rows],
+        states=np.asarray(states)[:rows],
+        bad=np.asarray(state.bad | broken)[:rows],
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "sites", "reducers"))
+def read_batch(
+    params: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    first: jax.Array,
+    count: jax.Array,
+    *,
+    config: DecoderConfig,
+    sites: tuple[str, ...],
+    reducers: tuple[red.Reducer, ...],
+) -> jax.Array:
+    """Teacher-forced: left-padded sequences [B, T], and per row the position of the first state read and how many.
+
+    Returns float32 [B, sites, reducers, D].
+    """
+    T = tokens.shape[1]
+    slot = jnp.arange(T)[None, :]
+    start = (T - lengths)[:, None]
+    positions = jnp.maximum(slot - start, 0)
+    rank = slot - start - first[:, None]
+    rank = jnp.where((rank >= 0) & (rank < count[:, None]), rank, -1)
+    _, _, states = run(config, params, tokens, positions, slot >= start, logits="none", sites=sites)
+    return jnp.stack([jnp.stack([red.reduce(r, h, rank, count) for r in reducers], axis=1) for h in states], axis=1)

@@ -1,0 +1,98 @@
+"""`Model`: a checkpoint together with the way it is spoken to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mood_jax.errors import UserError
+from mood_jax.generation.chat import Chat
+from mood_jax.models.checkpoint import Checkpoint, load_checkpoint
+from mood_jax.models.config import DecoderConfig
+from mood_jax.models.decoder import resolve_sites, run
+from mood_jax.models.sharding import batch_sharding
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `generate`, `read` and `forward` take: parameters on their devices, and the chat template."""
+
+    checkpoint: Checkpoint
+    chat: Chat
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.checkpoint.config
+
+    @property
+    def params(self) -> Any:
+        return self.checkpoint.params
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.checkpoint.mesh
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "bfloat16",
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    plain_text: bool = False,
+) -> Model:
+    """A checkpoint folder or hub id, ready to generate.
+
+    Args:
+        name: a local folder in Hugging Face form, or a hub id ("Qwen/Qwen2.5-7B-Instruct").
+        dtype: "bfloat16" or "float32", for weights and activations; norms, softmax and reduced states are float32.
+        mesh: from `make_mesh(data, model)`; the first device when None.
+        plain_text: never use a chat template, as for base models.
+
+    Raises UserError with one line for everything that can be wrong with a checkpoint.
+    """
+    checkpoint = load_checkpoint(name, dtype=dtype, mesh=mesh, revision=revision, offline=offline)
+    chat = Chat.from_folder(checkpoint.folder, plain_text=plain_text)
+    return Model(checkpoint, chat)
+
+
+@partial(jax.jit, static_argnames=("config", "sites"))
+def _forward(params: Any, tokens: jax.Array, mask: jax.Array, *, config: DecoderConfig, sites: tuple[str, ...]):
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    logits, _, states = run(config, params, tokens, positions, mask, sites=sites)
+    return logits, states
+
+
+def forward(
+    model: Model, tokens: Any, mask: Any, sites: str | Sequence[str] = "all"
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """One pass over whole sequences: logits float32 [B, T, V] and the states at `sites`.
+
+    Args:
+        tokens: int [B, T]; mask: bool [B, T], True on real tokens; padding may stand on either side, not between.
+
+    Returns:
+        logits, and {"embed": [B,T,D], "resid_post": [blocks asked for, B,T,D], "final_norm": [B,T,D]} as asked for.
+    """
+    config = model.config
+    tokens = jnp.asarray(tokens, jnp.int32)
+    mask = jnp.asarray(mask, bool)
+    if tokens.ndim != 2 or tokens.shape != mask.shape:
+        raise UserError(f"tokens and mask must both be [B, T], not {tokens.shape} and {mask.shape}")
+    names = resolve_sites(config, sites)
+    tokens = jax.device_put(tokens, batch_sharding(model.mesh, tokens.shape))
+    mask = jax.device_put(mask, batch_sharding(model.mesh, mask.shape))
+    logits, states = _forward(model.params, tokens, mask, config=config, sites=names)
+    found: dict[str, jax.Array] = {}
+    blocks = [s for n, s in zip(names, states, strict=True) if n.startswith("resid_post@")]
+    if blocks:
+        found["resid_post"] = jnp.stack(blocks)
+    found |= {n: s for n, s in zip(names, states, strict=True) if "@" not in n}
+    return logits, found

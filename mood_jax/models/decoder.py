@@ -1,0 +1,280 @@
+"""One Linen decoder for every family. Axis letters: see `config.py`.
+
+Weights keep the orientation of the HF checkpoints, output axes first ([N,H,D], [F,D], [V,D]): loading is a reshape of
+the mapped file and never a transpose. Blocks are unrolled; the cache is an explicit argument and result, one K array
+[B,K,H,S] and one V array [B,K,S,H] a layer, each in the order in which attention reads it. States are sown into the
+collection `intermediates` at the sites that were asked for, and only there: no site, no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mood_jax.errors import UserError
+from mood_jax.models import layers
+from mood_jax.models.config import DecoderConfig
+
+
+class LayerCache(NamedTuple):
+    k: jax.Array  # [B, K, H, S]
+    v: jax.Array  # [B, K, S, H]
+
+
+Cache = tuple[LayerCache, ...]
+
+
+def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
+    """An empty cache of `length` slots."""
+    B, K, S, H = batch, config.n_kv_heads, length, config.head_dim
+    return tuple(
+        LayerCache(jnp.zeros((B, K, H, S), dtype), jnp.zeros((B, K, S, H), dtype)) for _ in range(config.n_layers)
+    )
+
+
+def grow_cache(cache: Cache, length: int) -> Cache:
+    """The cache with empty slots appended, `length` in all."""
+
+    def padded(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(x, [(0, length - x.shape[axis] if a == axis else 0) for a in range(4)])
+
+    return tuple(LayerCache(padded(c.k, 3), padded(c.v, 2)) for c in cache)
+
+
+def resolve_sites(config: DecoderConfig, sites: str | Sequence[str]) -> tuple[str, ...]:
+    """ "all", "last4", "none", one site or a list of sites → the sites' names in the order asked for.
+
+    Raises UserError for a site that this model does not have.
+    """
+    if isinstance(sites, str):
+        named = {
+            "all": config.sites,
+            "none": (),
+            "last4": tuple(f"resid_post@{k}" for k in range(max(0, config.n_layers - 4), config.n_layers)),
+        }
+        sites = named.get(sites, (sites,))
+    known = set(config.sites)
+    for site in sites:
+        if site not in known:
+            raise UserError(
+                f"unknown site {site!r}; this model has embed, resid_post@0 … resid_post@{config.n_layers - 1} "
+                "and final_norm, or use the names 'all' and 'last4'"
+            )
+    if len(set(sites)) != len(sites):
+        raise UserError(f"a site is named twice in {list(sites)}; name each once")
+    return tuple(sites)
+
+
+def collect(intermediates: Mapping[str, Any], sites: Sequence[str]) -> tuple[jax.Array, ...]:
+    """The sown states [B,T,D] in the order of `sites`."""
+    found = []
+    for site in sites:
+        name, _, block = site.partition("@")
+        found.append(intermediates[f"block_{block}"][name] if block else intermediates[name])
+    return tuple(found)
+
+
+def _overwrite(_: Any, new: Any) -> Any:
+    return new  # Linen's default appends to a tuple, which grows when the collection is fed back
+
+
+def rotary(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of a model's rotary embedding, float32 [B, T, 1, H/2], at the positions [B, T]."""
+    return layers.rotary(positions, jnp.asarray(config.rope.frequencies(config.head_dim)))
+
+
+class Norm(nn.Module):
+    config: DecoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.zeros if self.config.norm_plus_one else nn.initializers.ones
+        scale = self.param("scale", init, (self.config.d_model,), self.dtype)
+        return layers.rms_norm(x, scale, self.config.norm_eps, self.config.norm_plus_one)
+
+
+class Attention(nn.Module):
+    config: DecoderConfig
+    window: int | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, rope, masks, cache: LayerCache | None, index):
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        bias = nn.initializers.zeros
+
+        def project(name: str, heads: int) -> jax.Array:
+            kernel = self.param(name, init, (heads, c.head_dim, c.d_model), self.dtype)
+            b = self.param(f"{name}_bias", bias, (heads, c.head_dim), self.dtype) if c.qkv_bias else None
+            return layers.linear(x, kernel, b)
+
+        q = layers.rotate(project("q", c.n_heads), *rope)
+        k = layers.rotate(project("k", c.n_kv_heads), *rope).transpose(0, 2, 3, 1)  # B K H T
+        v = project("v", c.n_kv_heads).transpose(0, 2, 1, 3)  # B K T H
+        if cache is not None:
+            cache = LayerCache(
+                jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), (0, 0, 0, index)),
+                jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), (0, 0, index, 0)),
+            )
+            k, v = cache
+        out = layers.attention(q, k, v, masks[self.window], c.query_scale, c.attn_softcap)
+        kernel = self.param("o", init, (c.d_model, c.n_heads, c.head_dim), self.dtype)
+        b = self.param("o_bias", bias, (c.d_model,), self.dtype) if c.o_bias else None
+        return layers.linear(out, kernel, b, inputs=2), cache
+
+
+class FeedForward(nn.Module):
+    config: DecoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        init = nn.initializers.normal(0.02)
+
+        def project(name: str, y: jax.Array, shape: tuple[int, int]) -> jax.Array:
+            kernel = self.param(name, init, shape, self.dtype)
+            b = self.param(f"{name}_bias", nn.initializers.zeros, shape[:1], self.dtype) if c.mlp_bias else None
+            return layers.linear(y, kernel, b)
+
+        gate = project("gate", x, (c.d_ff, c.d_model))
+        up = project("up", x, (c.d_ff, c.d_model))
+        return project("down", layers.activate(gate, c.activation) * up, (c.d_model, c.d_ff))
+
+
+class Block(nn.Module):
+    config: DecoderConfig
+    layer: int
+    dtype: Any
+    sow_resid_post: bool
+
+    @nn.compact
+    def __call__(self, x, rope, masks, cache: LayerCache | None, index):
+        c = self.config
+
+        def norm(name: str, y: jax.Array) -> jax.Array:
+            return Norm(c, self.dtype, name=name)(y)
+
+        attention = Attention(c, c.windows[self.layer], self.dtype, name="attention")
+        h, cache = attention(norm("attention_norm", x), rope, masks, cache, index)
+        x = x + (norm("post_attention_norm", h) if c.post_norms else h)
+        h = FeedForward(c, self.dtype, name="feed_forward")(norm("feed_forward_norm", x))
+        x = x + (norm("post_feed_forward_norm", h) if c.post_norms else h)
+        if self.sow_resid_post:
+            self.sow("intermediates", "resid_post", x, reduce_fn=_overwrite, init_fn=lambda: None)
+        return x, cache
+
+
+class Decoder(nn.Module):
+    """tokens → logits, new cache.
+
+    Args of a call:
+        tokens: int32 [B, T].
+        positions: int32 [B, T], a token's place in its own sequence (0 at its first token).
+        valid: bool [B, S], the cache slots that hold a token once `tokens` are written (S = T without a cache).
+        cache: the cache to read and extend, or None.
+        index: the slot of tokens[:, 0]; the same for all rows, since prompts are padded on the left.
+        logits: "all" → float32 [B, T, V]; "last" → [B, V] of the last slot; "none" → None.
+        rope: `rotary` of the positions, where the caller has it already.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+    sites: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        valid: jax.Array,
+        cache: Cache | None = None,
+        index: jax.Array | int = 0,
+        logits: Literal["all", "last", "none"] = "all",
+        rope: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array | None, Cache | None]:
+        c = self.config
+        embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.d_model), self.dtype)
+        head = embedding
+        if not c.tied:
+            head = self.param("unembedding", nn.initializers.normal(0.02), (c.vocab_size, c.d_model), self.dtype)
+
+        x = jnp.take(embedding, tokens, axis=0)
+        if c.embed_scale != 1.0:
+            x = x * jnp.asarray(c.embed_scale, self.dtype)  # rounded to the model's dtype first, as the original does
+        self._sow("embed", x)
+
+        rope = rotary(c, positions) if rope is None else rope
+        masks = {w: layers.attention_mask(valid, index, tokens.shape[1], w) for w in sorted(set(c.windows), key=str)}
+        new_cache = []
+        for i in range(c.n_layers):
+            block = Block(c, i, self.dtype, f"resid_post@{i}" in self.sites, name=f"block_{i}")
+            x, layer_cache = block(x, rope, masks, None if cache is None else cache[i], index)
+            new_cache.append(layer_cache)
+
+        final = Norm(c, self.dtype, name="output_norm")
+        out = None
+        if logits == "none" or (logits == "last" and "final_norm" in self.sites):
+            x = final(x)
+        elif logits == "last":
+            x = final(x[:, -1:])
+        else:
+            x = final(x)
+        self._sow("final_norm", x)
+        if logits != "none":
+            x = x[:, -1:] if logits == "last" else x
+            out = jnp.einsum(
+                "btd,vd->btv", x, head, preferred_element_type=jnp.float32, precision=layers.precision(head.dtype)
+            )
+            out = layers.softcap(out, c.final_softcap)
+            out = out[:, 0] if logits == "last" else out
+        return out, (None if cache is None else tuple(new_cache))
+
+    def _sow(self, site: str, x: jax.Array) -> None:
+        if site in self.sites:
+            self.sow("intermediates", site, x, reduce_fn=_overwrite, init_fn=lambda: None)
+
+
+def run(
+    config: DecoderConfig,
+    params: Any,
+    tokens: jax.Array,
+    positions: jax.Array,
+    valid: jax.Array,
+    *,
+    cache: Cache | None = None,
+    index: jax.Array | int = 0,
+    logits: Literal["all", "last", "none"] = "all",
+    sites: tuple[str, ...] = (),
+    rope: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array | None, Cache | None, tuple[jax.Array, ...]]:
+    """Applies the decoder functionally: (logits, cache, states [B,T,D] in the order of `sites`). For use inside jit."""
+    dtype = params["embedding"].dtype
+    decoder = Decoder(config, dtype, tuple(sorted(sites)))
+    args = (tokens, positions, valid, cache, index, logits, rope)
+    if not sites:
+        out, new_cache = cast(Any, decoder.apply({"params": params}, *args))
+        return out, new_cache, ()
+    (out, new_cache), sown = cast(Any, decoder.apply({"params": params}, *args, mutable=["intermediates"]))
+    return out, new_cache, collect(sown["intermediates"], sites)
+
+
+def init_params(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Any:
+    """Fresh random parameters (normal, 0.02; norms at one)."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    decoder = Decoder(config, dtype)
+    return jax.jit(lambda k: decoder.init(k, token, token, token == 0)["params"])(key)
+
+
+def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path ("block_0/attention/q") → shape and dtype of every parameter, without making any."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    tree = jax.eval_shape(lambda: Decoder(config, dtype).init(jax.random.key(0), token, token, token == 0)["params"])
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(p.key for p in path): leaf for path, leaf in flat}

@@ -1,0 +1,76 @@
+"""One table: logical axis → mesh axis. Everything that is placed on devices is placed from here.
+
+The mesh has two axes, `data` (batch rows) and `model` (heads, feed-forward, vocabulary). A dimension that its mesh axis
+does not divide is replicated: six heads on four devices stay whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mood_jax.errors import UserError
+
+RULES: dict[str, str | None] = {
+    "batch": "data",
+    "heads": "model",
+    "kv_heads": "model",
+    "ff": "model",
+    "vocab": "model",
+    "embed": None,
+    "head": None,
+}
+
+# A parameter's last path element → its logical axes.
+PARAM_AXES: dict[str, tuple[str, ...]] = {
+    "embedding": ("vocab", "embed"),
+    "unembedding": ("vocab", "embed"),
+    "scale": ("embed",),
+    "q": ("heads", "head", "embed"),
+    "k": ("kv_heads", "head", "embed"),
+    "v": ("kv_heads", "head", "embed"),
+    "o": ("embed", "heads", "head"),
+    "q_bias": ("heads", "head"),
+    "k_bias": ("kv_heads", "head"),
+    "v_bias": ("kv_heads", "head"),
+    "o_bias": ("embed",),
+    "gate": ("ff", "embed"),
+    "up": ("ff", "embed"),
+    "down": ("embed", "ff"),
+    "gate_bias": ("ff",),
+    "up_bias": ("ff",),
+    "down_bias": ("embed",),
+}
+
+CACHE_AXES = ("batch", "kv_heads", None, None)  # K and V differ in the order of the last two
+
+
+def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of data × model devices. Raises UserError when there are not as many."""
+    devices = list(jax.devices() if devices is None else devices)
+    if data * model > len(devices) or data < 1 or model < 1:
+        raise UserError(f"a mesh of {data} × {model} needs {data * model} devices, and {len(devices)} are here")
+    return Mesh(np.asarray(devices[: data * model]).reshape(data, model), ("data", "model"))
+
+
+def sharding(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
+    """The placement of an array whose dimensions have these logical names."""
+    spec = []
+    for size, axis in zip(shape, axes, strict=True):
+        mesh_axis = RULES[axis] if axis is not None else None
+        spec.append(mesh_axis if mesh_axis is not None and size % mesh.shape[mesh_axis] == 0 else None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def param_sharding(mesh: Mesh, path: str, shape: Sequence[int]) -> NamedSharding:
+    """The placement of the parameter at `path` ("block_0/attention/q")."""
+    return sharding(mesh, shape, PARAM_AXES[path.rpartition("/")[2]])
+
+
+def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Rows over `data`, everything else whole."""
+    return sharding(mesh, shape, ("batch", *(None,) * (len(shape) - 1)))

@@ -1,0 +1,1 @@
+"""Small models with a planted temperament: the grammar, the training, the realised truth, the shipped weights."""

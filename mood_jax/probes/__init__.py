@@ -1,0 +1,87 @@
+"""Probes: directions, scores and the evidence that makes a number believable.
+
+Pure functions on arrays; nothing here knows models, generation or files. One problem is `states` [n, d] (one row per
+response), `sign` [n] (+1 positive pole, −1 negative, 0 left out) and `question` [n]; axes, readouts, folds and
+resamples are vmapped over it.
+
+    directions.py   trimmed mean, mean difference: states and signs → a unit vector, or a flag that there is none
+    scores.py       projections and the scalings `iqr`, `article`, `pole`; clip rate
+    separation.py   AUC, d′, accuracies
+    folds.py        question-grouped folds, and projections made comparable across them
+    spans.py        what the Gram matrix of the samples is enough for: refits in n × n work
+    resampling.py   held-out projections, question bootstrap, Holm, Benjamini–Hochberg
+    permutation.py  pole-swap permutation
+    controls.py     length alone, length taken out, cut-off share, outlier coordinates, random directions
+    verdicts.py     one word per axis: real, length, dead, no variance
+    evidence.py     all of the above for all axes of a model in one compiled program
+    arrays.py       masked quantiles, residuals, full-precision einsum
+
+A sample is left out by its sign and never by indexing, so unequal folds, unequal poles and questions without one pole
+share one compiled program. Nothing returns NaN on finite input: what cannot be computed is 0 (or chance) with a flag
+`ok`.
+"""
+
+from mood_jax.probes.controls import (
+    cutoff_share,
+    length_covariates,
+    length_only_auc,
+    length_residualised,
+    random_direction_percentile,
+    top_k_share,
+)
+from mood_jax.probes.directions import Direction, Estimator, fit_mean_difference, mean_difference, trimmed_mean
+from mood_jax.probes.evidence import evidence
+from mood_jax.probes.folds import grouped_folds
+from mood_jax.probes.permutation import pole_swap_test
+from mood_jax.probes.resampling import (
+    HeldOut,
+    benjamini_hochberg,
+    bootstrap_counts,
+    bootstrap_indices,
+    bootstrap_mean_ci,
+    cross_validated_projections,
+    evaluate,
+    heldout,
+    holm,
+)
+from mood_jax.probes.scores import Scale, Scaling, calibrate_scaling, clip_rate, project, score
+from mood_jax.probes.separation import auc, dprime, midpoint_accuracy, threshold_accuracy
+from mood_jax.probes.verdicts import Verdict, verdict
+
+__all__ = [
+    "Direction",
+    "Estimator",
+    "HeldOut",
+    "Scale",
+    "Scaling",
+    "Verdict",
+    "auc",
+    "benjamini_hochberg",
+    "bootstrap_counts",
+    "bootstrap_indices",
+    "bootstrap_mean_ci",
+    "calibrate_scaling",
+    "clip_rate",
+    "cross_validated_projections",
+    "cutoff_share",
+    "dprime",
+    "evaluate",
+    "evidence",
+    "fit_mean_difference",
+    "grouped_folds",
+    "heldout",
+    "holm",
+    "length_covariates",
+    "length_only_auc",
+    "length_residualised",
+    "mean_difference",
+    "midpoint_accuracy",
+    "pole_swap_test",
+    "project",
+    "random_direction_percentile",
+    "score",
+    "threshold_accuracy",
+    "top_k_share",
+    "trimmed_mean",
+    "verdict",
+]

@@ -1,0 +1,77 @@
+"""One word per axis from its evidence: real, length, dead, no variance.
+
+Judged on the re-read states: in-context states carry the instruction itself, and separate the poles even on untrained
+weights.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# The lower end of a 95 % interval has to clear chance; the interval holds the directions fixed, so it does not decide
+# alone.
+CHANCE = 0.5
+# Family-wise: applied to Holm-adjusted permutation p over all axes of the model, so that a model without any style
+# shows one "real" axis or more in at most 5 % of runs.
+ALPHA = 0.05
+# In context, an AUC from here on counts as separating when no interval is given: 2 standard errors of a chance AUC with
+# 30 + 30 samples, √((n₊+n₋+1)/(12 n₊n₋)) = .075.
+LEAK_AUC = 0.65
+
+
+class Verdict(NamedTuple):
+    """The label and its reason in one line."""
+
+    label: str
+    reason: str
+
+
+def verdict(
+    *,
+    ok: bool,
+    auc: float,
+    auc_ci95: Sequence[float],
+    p_holm: float,
+    length_auc: float,
+    residual_auc: float,
+    residual_ci95: Sequence[float],
+    residual_p: float,
+    in_context_auc: float | None = None,
+    in_context_ci95: Sequence[float] | None = None,
+) -> Verdict:
+    """The verdict on one axis.
+
+    Args:
+      ok: every fold of the re-read states had a direction.
+      auc, auc_ci95: held-out, re-read.
+      p_holm: pole-swap permutation p, re-read, Holm-adjusted over the axes.
+      length_auc: held-out AUC of the token count alone.
+      residual_auc, residual_ci95, residual_p: held-out, re-read, after length and cut-off are regressed out; the p is
+        that of the pole swap and not adjusted, since it only confirms an axis that has passed the adjusted one.
+      in_context_auc, in_context_ci95: held-out, instruction in context; None = not measured.
+    Returns:
+      "real": above chance re-read, and still so after length is taken out. "length": above chance only with length in
+      it. "dead": not above chance re-read; the reason names an instruction leak where in-context states separate.
+      "no variance": the states have no difference to point along.
+    """
+    if not ok:
+        return Verdict("no variance", "the states of the two poles have no difference to point along")
+    if auc_ci95[0] > CHANCE and p_holm < ALPHA:
+        if residual_ci95[0] > CHANCE and residual_p < ALPHA:
+            return Verdict(
+                "real",
+                f"held-out re-read AUC {auc:.2f} (p {p_holm:.2g}); "
+                f"{residual_auc:.2f} with length and cut-off taken out",
+            )
+        return Verdict(
+            "length",
+            f"held-out re-read AUC {auc:.2f} falls to {residual_auc:.2f} with length and cut-off taken out "
+            f"(token count alone: {length_auc:.2f})",
+        )
+    why = f"re-read AUC {auc:.2f} [{auc_ci95[0]:.2f}, {auc_ci95[1]:.2f}], p {p_holm:.2g}: not above chance"
+    if in_context_auc is not None:
+        clears = in_context_auc >= LEAK_AUC if in_context_ci95 is None else in_context_ci95[0] > CHANCE
+        if clears:
+            return Verdict(
+                "dead", f"instruction leak: in-context AUC {in_context_auc:.2f} carries the instruction itself; {why}"
+            )
+    return Verdict("dead", why)

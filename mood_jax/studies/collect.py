@@ -1,0 +1,183 @@
+"""Collecting responses and their states, unit by unit, so that an interrupted run goes on where it stopped.
+
+A unit is one batch: generated, read again, and written as one safetensors file that holds the states and, as bytes, the
+records of its responses. Units are planned from the whole list of questions before the first is run, so a resumed run
+computes the same units with the same shapes, and the assembled files have the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mood_jax import artifacts
+from mood_jax.console import Progress
+from mood_jax.errors import UserError
+from mood_jax.generation import api
+from mood_jax.generation.model import Model
+from mood_jax.generation.sampling import Greedy, Sampler, TopP
+from mood_jax.readout import Readout
+
+ARTICLE_SAMPLER = TopP(0.9, temperature=0.7)  # method.md, section 2
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One thing asked: a response id, the conversation, and what the record says of it (axis, pole, question, set)."""
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    about: Mapping[str, Any]
+
+    @property
+    def without_system(self) -> tuple[Mapping[str, str], ...]:
+        """The conversation as it is read again: the same without its system prompt."""
+        return tuple(m for m in self.messages if m["role"] != "system")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """`records` one dict a response (method.md, section 2); `states[condition]` float32 [N, sites, reducers, D]."""
+
+    records: list[dict[str, Any]]
+    states: dict[str, np.ndarray]
+
+    def column(self, name: str) -> np.ndarray:
+        return np.asarray([r[name] for r in self.records])
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a study asks and reads. The defaults are those of method.md, section 2."""
+
+    readout: Readout
+    max_new_tokens: int
+    sampler: Sampler = ARTICLE_SAMPLER
+    seed: int = 0
+    batch_size: int = 64
+
+    def describe(self) -> dict[str, Any]:
+        """What of it decides the numbers, JSON-ready."""
+        sampler = (
+            {"kind": "greedy"}
+            if isinstance(self.sampler, Greedy)
+            else {"kind": "top_p", "p": self.sampler.p, "temperature": self.sampler.temperature}
+        )
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "sampler": sampler,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "readout": self.readout.describe(),
+        }
+
+
+def collect(
+    model: Model,
+    asks: Sequence[Ask],
+    protocol: Protocol,
+    *,
+    re_read: bool,
+    folder: Path | None = None,
+    claim: Callable[[], None] | None = None,
+    label: str | None = "responses",
+) -> Collected:
+    """Generates a response to every ask, in memory, or resumably under `folder` (units stay there).
+
+    Args:
+        re_read: read every response once more without the system prompt (condition "re_read" beside "in_context").
+        claim: called before the first unit is written: everything that is wrong with the input has shown by then.
+
+    Raises UserError: what `generate` raises, and a full disk.
+    """
+    readout = protocol.readout
+    shared = {"sites": readout.sites, "reducers": (readout.reducer,), "span": readout.span}
+    asking = {
+        "ids": [a.id for a in asks],
+        "max_new_tokens": protocol.max_new_tokens,
+        "sampler": protocol.sampler,
+        "seed": protocol.seed,
+        "batch_size": protocol.batch_size,
+    }
+    plan = api.plan(model, [a.messages for a in asks], **asking, **shared)
+    if re_read:  # for its checks: a template may add a system prompt that is longer than ours
+        api.plan(model, [a.without_system for a in asks], **asking, **shared)
+    expected = [[asks[row].id for row in batch.rows] for batch in plan.batches]
+    done = {} if folder is None else _finished_units(folder, expected)
+    rows_done = sum(len(plan.batches[k].rows) for k in done)
+    progress = Progress(label, len(asks), "responses", skipped=rows_done)
+    if done:
+        progress.advance(0, f"{len(done)} of {len(plan.batches)} batches were there already")
+    parts: list[Collected] = []
+    for k, batch in enumerate(plan.batches):
+        if k in done:
+            parts.append(done[k])
+            continue
+        r = plan.run(k)
+        chosen = [asks[row] for row in batch.rows]
+        states = {"in_context": r.states}
+        if re_read:
+            states["re_read"] = api.read(
+                model, [a.without_system for a in chosen], r, batch_size=protocol.batch_size, **shared
+            )
+        part = Collected([_record(r, i, a, protocol) for i, a in enumerate(chosen)], states)
+        if folder is not None:
+            if claim is not None:
+                claim()
+            _write_unit(folder / f"{k:05d}.safetensors", part)
+        parts.append(part)
+        progress.advance(len(chosen), f"{int(r.n_tokens.sum())} tokens in this batch")
+    return _assemble(asks, parts)
+
+
+def _record(r: api.Responses, i: int, ask: Ask, protocol: Protocol) -> dict[str, Any]:
+    return {
+        "id": ask.id,
+        **ask.about,
+        "seed": protocol.seed,
+        "prompt_hash": r.prompt_hashes[i],
+        "text": r.text[i],
+        "tokens": [int(t) for t in r.tokens[i]],
+        "n_tokens": len(r.tokens[i]),
+        "finish": r.finish[i],
+    }
+
+
+def _write_unit(path: Path, part: Collected) -> None:
+    lines = json.dumps(part.records, sort_keys=True, ensure_ascii=False).encode()
+    tensors = {f"states.{c}": s for c, s in part.states.items()}
+    artifacts.write_tensors(path, tensors | {"records": np.frombuffer(lines, np.uint8)})
+
+
+def _finished_units(folder: Path, expected: Sequence[Sequence[str]]) -> dict[int, Collected]:
+    """The units that hold the responses which they should; a damaged one is named on stderr and done again."""
+    found = {}
+    for k, ids in enumerate(expected):
+        path = folder / f"{k:05d}.safetensors"
+        if not path.is_file():
+            continue
+        try:
+            tensors = artifacts.read_tensors(path)
+            records = json.loads(tensors.pop("records").tobytes())
+            if [r["id"] for r in records] != list(ids):
+                raise UserError(f"{path} holds other responses than this batch")
+        except (UserError, KeyError, TypeError, ValueError) as e:
+            print(f"{path.name} is done again: {e}", file=sys.stderr)
+            continue
+        found[k] = Collected(records, {c.partition(".")[2]: s for c, s in tensors.items()})
+    return found
+
+
+def _assemble(asks: Sequence[Ask], parts: Sequence[Collected]) -> Collected:
+    """The units' contents in the order of the asks."""
+    records = [r for p in parts for r in p.records]
+    row = {r["id"]: k for k, r in enumerate(records)}
+    order = [row[a.id] for a in asks]
+    states = {c: np.concatenate([p.states[c] for p in parts])[order] for c in parts[0].states}
+    return Collected([records[k] for k in order], states)

@@ -1,0 +1,31 @@
+"""Which calibration a measurement uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mood_jax.artifacts import Calibration
+from mood_jax.errors import UserError
+from mood_jax.generation.model import Model
+from mood_jax.studies.profile import check_calibration
+
+
+def calibration(model: Model, named: str, workdir: Path, shipped: Path) -> tuple[Path, Calibration]:
+    """The calibration in the folder `named`, else this workdir's, else the shipped one of this very checkpoint.
+
+    Raises UserError when there is none, or when the one named or in the workdir is of another checkpoint.
+    """
+    for folder in [Path(named)] if named else [workdir / "calibration"]:
+        if named or (folder / "calibration.json").is_file():
+            found = Calibration.load(folder)
+            check_calibration(model, found)
+            return folder, found
+    for path in sorted(shipped.glob("*/calibration.json")):
+        found = Calibration.load(path.parent)
+        if found.identity["model"]["fingerprint"] == model.checkpoint.fingerprint:
+            check_calibration(model, found)
+            return path.parent, found
+    raise UserError(
+        f"no calibration for {model.checkpoint.name}: none in {workdir / 'calibration'} and none ships with it; "
+        "run scripts/calibrate.py with the same --config and --workdir first"
+    )

@@ -1,0 +1,207 @@
+"""The profile: neutral questions without a system prompt, scored along a model's calibrated directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import mood_jax
+from mood_jax import artifacts, bank, probes
+from mood_jax import readout as readouts
+from mood_jax.artifacts import AxisProfile, Calibration, Profile
+from mood_jax.errors import UserError
+from mood_jax.generation.model import Model
+from mood_jax.studies.calibrate import identity
+from mood_jax.studies.collect import Ask, Collected, Protocol, collect
+
+SCALES = ("iqr", "article", "pole")
+BOOTSTRAP = 10_000
+
+
+def asks(questions: Sequence[bank.Question], samples: int = 1) -> list[Ask]:
+    """Every neutral question × sample, alone: no system prompt."""
+    return [
+        Ask(
+            f"{q.id}|none|{sample}",
+            ({"role": "user", "content": q.text},),
+            {"axis": None, "pole": None, "sign": 0, "question": q.id, "set": "profile", "sample": sample},
+        )
+        for q in questions
+        for sample in range(samples)
+    ]
+
+
+def check_calibration(model: Model, calibration: Calibration) -> None:
+    """Raises UserError when the calibration was made for another checkpoint, or spoken to in another way."""
+    made, mine = calibration.identity["model"], identity(model)
+    if made["fingerprint"] != mine["fingerprint"]:
+        raise UserError(
+            f"this calibration was made for another checkpoint ({made['name']}, {made['fingerprint'][:8]}…) than "
+            f"{mine['name']} ({mine['fingerprint'][:8]}…); run scripts/calibrate.py on this one"
+        )
+    for key, what in (
+        ("tokenizer_hash", "tokenizer"),
+        ("template_hash", "chat template"),
+        ("plain_text", "plain_text setting"),
+        ("dtype", "dtype"),
+    ):
+        if made[key] != mine[key]:
+            raise UserError(
+                f"this calibration was made with another {what} ({made[key]}) than this run's ({mine[key]}); "
+                "use the same, or calibrate again"
+            )
+
+
+def settings(
+    model: Model, calibration: Calibration, source: bank.Bank, protocol: Protocol, samples: int = 1
+) -> dict[str, Any]:
+    """What the numbers were made from, as in `calibrate.settings`."""
+    device = model.mesh.devices.flat[0]
+    return {
+        "model": identity(model),
+        "axes": [a.id for a in calibration.axes],
+        "bank": {"profile": source.content_hash("profile")},
+        "calibration": {k: calibration.identity[k] for k in ("bank", "protocol", "samples", "versions")},
+        "protocol": protocol.describe(),
+        "samples": samples,
+        "versions": {"mood_jax": mood_jax.__version__, "jax": jax.__version__, "device": device.device_kind},
+    }
+
+
+def profile(
+    model: Model,
+    calibration: Calibration,
+    *,
+    source: bank.Bank | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 384,
+    samples: int = 1,
+    batch_size: int = 64,
+    scale: str = "iqr",
+) -> Profile:
+    """Profiles in memory. See `run` for the resumable form that scripts use.
+
+    Args:
+        source: the bank whose profile questions are asked (default: the shipped one).
+        scale: which scaling `AxisProfile.mean` and `.ci95` show: "iqr", "article" or "pole"; all are kept.
+
+    Raises UserError: a calibration of another checkpoint, and what `generate` raises.
+    """
+    protocol = Protocol(calibration.readout, max_new_tokens, seed=seed, batch_size=batch_size)
+    return run(model, calibration, protocol, source=source, samples=samples, scale=scale, label=None)[0]
+
+
+def run(
+    model: Model,
+    calibration: Calibration,
+    protocol: Protocol,
+    *,
+    source: bank.Bank | None = None,
+    samples: int = 1,
+    scale: str = "iqr",
+    workdir: Path | None = None,
+    label: str | None = "profile",
+) -> tuple[Profile, Collected]:
+    """Collects (resumably under `workdir`, which it ties to these settings) and analyses."""
+    check_calibration(model, calibration)
+    if scale not in SCALES:
+        raise UserError(f"unknown scale {scale!r}; use one of {', '.join(SCALES)}")
+    if protocol.readout != calibration.readout:
+        raise UserError(
+            f"the calibration was made with another readout ({calibration.readout.describe()}) than this run's "
+            f"({protocol.readout.describe()}); use the same, or calibrate again"
+        )
+    source = bank.shipped() if source is None else source
+    made_from = settings(model, calibration, source, protocol, samples)
+    if workdir is not None:
+        artifacts.check_workdir(workdir, "measure", made_from)
+    collected = collect(
+        model,
+        asks(source.questions(set="profile"), samples),
+        protocol,
+        re_read=False,
+        folder=None if workdir is None else workdir / "units" / "profile",
+        claim=None if workdir is None else lambda: artifacts.claim_workdir(workdir, "measure", made_from),
+        label=label,
+    )
+    notes = _notes(model, collected)
+    return analyse(calibration, collected, made_from, notes, scale=scale, seed=protocol.seed), collected
+
+
+def _notes(model: Model, collected: Collected) -> tuple[str, ...]:
+    """What else could explain the numbers, said in words."""
+    notes = []
+    if model.chat.default_system is not None:
+        text = " ".join(model.chat.default_system.split())
+        notes.append(f"the chat template adds a system prompt of its own when none is given: {text[:100]!r}")
+    cut = float(np.mean(collected.column("finish") == "length"))
+    if cut > 0.1:
+        notes.append(f"{cut:.0%} of the responses were cut at the token budget; raise max_new_tokens to see their ends")
+    empty = int((collected.column("n_tokens") == 0).sum())
+    if empty:
+        notes.append(f"{empty} responses were empty and are left out")
+    return tuple(notes)
+
+
+def analyse(
+    calibration: Calibration,
+    collected: Collected,
+    made_from: dict[str, Any],
+    notes: tuple[str, ...] = (),
+    *,
+    scale: str = "iqr",
+    seed: int = 0,
+) -> Profile:
+    """Responses and states → profile; it needs no model. Samples of a question are averaged before any interval."""
+    readout = calibration.readout
+    usable = collected.column("n_tokens") > 0
+    if len(set(collected.column("question")[usable])) < 2:
+        raise UserError(
+            "fewer than two questions have a response with any token; check the chat template and end-of-sequence ids"
+        )
+    h = readouts.combine(readout, collected.states["in_context"][usable][:, :, 0], calibration.site_rms)
+    question = collected.column("question")[usable]
+    ids = tuple(dict.fromkeys(question.tolist()))
+    mean_of = np.stack([(question == q) / (question == q).sum() for q in ids]).astype(np.float32)  # [ids, responses]
+    x = h @ calibration.directions.T  # responses, axes
+    scores = {"raw": x} | {name: calibration.scores(x, name) for name in SCALES}
+    averaged = np.stack([mean_of @ scores[name] for name in SCALES], axis=1)  # questions, scales, axes
+    mean, low, high = (np.asarray(v) for v in probes.bootstrap_mean_ci(averaged, n=BOOTSTRAP, seed=seed))
+    found = []
+    for k, axis in enumerate(calibration.axes):
+        summary = {
+            name: {
+                "mean": float(mean[i, k]),
+                "sd": float(averaged[:, i, k].std(ddof=1)),
+                "ci95": [float(low[i, k]), float(high[i, k])],
+                "clip_rate": float(np.mean(np.abs(scores[name][:, k]) > 1)),
+            }
+            for i, name in enumerate(SCALES)
+        }
+        p = sign_flip_p(averaged[:, SCALES.index(scale), k], seed)
+        own = {name: v[:, k] for name, v in scores.items()}
+        found.append(AxisProfile(axis, scale, own, summary, p, p, calibration.evidence[k]))
+    adjusted = np.asarray(probes.holm(np.asarray([a.p for a in found])))
+    axes = tuple(replace(a, p_holm=float(q)) for a, q in zip(found, adjusted, strict=True))
+    n_tokens = collected.column("n_tokens")[usable]
+    return Profile(
+        axes=axes,
+        question_ids=tuple(str(q) for q in question),
+        n_tokens=tuple(int(n) for n in n_tokens),
+        cut_share=float(np.mean(collected.column("finish")[usable] == "length")),
+        notes=notes,
+        identity=made_from,
+    )
+
+
+def sign_flip_p(scores: np.ndarray, seed: int, n: int = BOOTSTRAP) -> float:
+    """Two-sided p that the mean of `scores` [questions] is 0, by n random sign flips: (1 + #≥) / (1 + n)."""
+    flips = np.random.default_rng(seed).integers(0, 2, (n, len(scores)), dtype=np.int8) * 2.0 - 1.0
+    null = np.abs(flips @ scores.astype(np.float64)) / len(scores)
+    observed = abs(float(scores.astype(np.float64).mean()))
+    return float((1 + (null >= observed - 1e-12).sum()) / (1 + n))

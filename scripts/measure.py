@@ -1,0 +1,47 @@
+"""Measures a checkpoint's temperament: neutral questions, no system prompt, scored along its calibrated directions.
+
+    python scripts/measure.py --config=configs/qwen2_5_7b.py --workdir=runs/qwen [--config.scale=pole …]
+
+The calibration is --config.calibration=DIR, else the one in this workdir, else the one that ships for this checkpoint.
+Run again, it resumes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mood_jax import cli
+from mood_jax.reports import runs, tables
+from mood_jax.studies import config as study
+from mood_jax.studies import find, profile, save
+
+SHIPPED = Path(__file__).parent.parent / "calibrations"
+
+
+def main(config: Any, workdir: Path) -> None:
+    clock = cli.Clock()
+    source = study.source_bank(config)
+    model = study.load(config)
+    clock.mark("load")
+    folder, calibration = find.calibration(model, config.calibration, workdir, SHIPPED)
+    print(f"calibration: {folder}")
+    protocol = study.protocol(config, model, config.profile_tokens)
+    measured, collected = profile.run(
+        model, calibration, protocol, source=source, samples=config.samples, scale=config.scale, workdir=workdir
+    )
+    measured.save(workdir / "profile" / "profile.json")
+    save.collected(workdir / "profile", collected, protocol.readout)
+    text = tables.profile_table(measured)
+    runs.profile_run(workdir / "tensorboard", measured, text)
+    clock.mark("measure")
+    print(f"\n{config.model}: {protocol.readout.describe()}; scores scaled by {config.scale}\n\n{text}\n")
+    why = tables.reasons([a.axis.id for a in measured.axes], [a.evidence for a in measured.axes])
+    notes = "\n".join(f"  note: {n}" for n in measured.notes)
+    print("\n".join(x for x in (why, notes) if x) + "\n\n" if why or notes else "", end="")
+    print(clock.summary())
+    cli.print_paths(workdir, ["profile", "tensorboard/profile"])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,30 @@
+"""What holds for every test: the CPU, strict broadcasting, few threads, no downloads' noise, and fresh seeds."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+# Environment variables, which subprocesses inherit, rather than jax.config; set before jax and torch are imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed; pytest shows the line when the test fails. MOOD_JAX_TEST_SEED repeats a failure."""
+    value = int(os.environ.get("MOOD_JAX_TEST_SEED", secrets.randbits(31)))
+    print(f"MOOD_JAX_TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)

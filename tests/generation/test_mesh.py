@@ -1,0 +1,53 @@
+"""Generation and reading on meshes of 8 simulated devices give the single device's tokens and states."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.fixtures.tokenizers import make_tokenizer
+from tests.parity.hf_models import save, tiny
+
+# A script, because the number of devices is fixed when jax starts. Prints one JSON object a mesh.
+SCRIPT = """
+import json, sys
+import numpy as np
+import mood_jax as mj
+
+rng = np.random.default_rng(0)
+prompts = [rng.integers(5, 200, n).tolist() for n in (3, 12, 4, 17, 2)]
+options = {"sites": "all", "reducers": ("decay_0.9", "mean", "max_abs")}
+first = None
+for data, model in ((1, 1), (8, 1), (2, 4), (1, 8)):
+    m = mj.load_model(sys.argv[1], dtype="float32", mesh=mj.make_mesh(data, model))
+    r = mj.generate(m, prompts, max_new_tokens=12, sampler=mj.TopP(0.9, temperature=0.7), ids=list("abcde"), **options)
+    again = mj.read(m, prompts, r, **options)
+    first = (r, again) if first is None else first
+    worst = [float(np.abs(x - y).max() / np.abs(y).max()) for x, y in ((r.states, first[0].states), (again, first[1]))]
+    same = [t.tolist() for t in r.tokens] == [t.tolist() for t in first[0].tokens]
+    print(json.dumps({"mesh": [data, model], "same_tokens": same, "worst": max(worst), "n": int(r.n_tokens.sum())}))
+"""
+
+
+def test_generation_does_not_depend_on_the_mesh(tmp_path):
+    folder = save(tiny("llama", num_hidden_layers=2)[0], tmp_path / "llama")
+    make_tokenizer("llama", folder)
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        env=env,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["mesh"] for r in rows] == [[1, 1], [8, 1], [2, 4], [1, 8]]
+    for row in rows:
+        assert row["same_tokens"]
+        assert row["worst"] <= 1e-5
+        assert row["n"] > 0

@@ -1,0 +1,171 @@
+"""Tokenizer, questions, instructions and batches."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from mood_jax import bank
+from mood_jax.errors import UserError
+from mood_jax.organisms import data
+from mood_jax.organisms.grammar import AXES, HERE, POLES, load_grammar
+from mood_jax.organisms.spec import load_spec
+from mood_jax.organisms.tokenizer import ASSISTANT, BOS, END, PAD, as_transformers, render, train_tokenizer
+
+CORPUS = data.Corpus(load_grammar(), load_spec(), data.load_instructions(), data.load_topics())
+TOKENIZER = train_tokenizer(CORPUS.texts(0, 500), 1024)
+
+
+def test_tokenizer_round_trips_any_text():
+    texts = [*data.bank_questions(), *CORPUS.grammar.sentences(), "tabs\tand\nlines  two", "日本語 🎈 ümlaut", " x "]
+    for text in texts:
+        assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
+
+
+def test_tokenizer_is_reproducible():
+    program = (
+        "from mood_jax.organisms import data, tokenizer as t\n"
+        "from mood_jax.organisms.grammar import load_grammar\n"
+        "from mood_jax.organisms.spec import load_spec\n"
+        "c = data.Corpus(load_grammar(), load_spec(), data.load_instructions(), data.load_topics())\n"
+        "print(t.train_tokenizer(c.texts(0, 500), 1024).to_str())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert json.loads(other) == json.loads(TOKENIZER.to_str())
+
+
+def test_chat_template_writes_what_training_reads():
+    fast = as_transformers(TOKENIZER, 512)
+    for system in (None, "Be warm."):
+        messages = [{"role": "user", "content": "How are you?"}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        text = fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text == render(system, "How are you?")
+        assert text.count(BOS) == 1
+        assert text.endswith(ASSISTANT)
+    assert (fast.bos_token, fast.eos_token, fast.pad_token) == (BOS, END, PAD)
+
+
+def test_poles_of_an_axis_take_about_the_same_number_of_tokens():
+    # a length difference would give the style away; verbose/concise is meant to differ
+    for axis, kinds in zip(AXES, CORPUS.grammar.phrases, strict=True):
+        mean = [np.mean([len(s.split()) for s in kind]) for kind in kinds[:2]]
+        if axis == "verbose_concise":
+            assert mean[0] > 2 * mean[1]
+        else:
+            assert abs(mean[0] - mean[1]) < 1, axis
+
+
+def test_bank_questions_are_not_trained_on():
+    rng = np.random.default_rng(0)
+    asked = {data.make_question(rng, CORPUS.topics)[0] for _ in range(2000)}
+    assert len(asked) > 1700
+    assert not asked & set(data.bank_questions())
+
+
+def test_instructions_are_unique_and_held_out_ones_never_drawn():
+    found = CORPUS.instructions
+    assert found.production == tuple((a.positive.instruction, a.negative.instruction) for a in bank.axes())
+    for axis in range(len(AXES)):
+        for pole in range(2):
+            assert len(found.train[axis][pole]) >= 20
+            assert len(found.held_out[axis][pole]) >= 4
+    held_out = {w.lower() for axis in found.held_out for pole in axis for w in pole}
+    rng = np.random.default_rng(1)
+    for _ in range(3000):
+        system = CORPUS.draw(rng).system
+        assert system is None or not any(w in system.lower() for w in held_out)
+
+
+def test_shares_and_styles_of_what_is_drawn():
+    rng = np.random.default_rng(2)
+    drawn = [CORPUS.draw(rng) for _ in range(4000)]
+    instructed = [c for c in drawn if c.axis is not None]
+    assert len(instructed) / len(drawn) == pytest.approx(CORPUS.instructed, abs=0.03)
+    assert sum(c.system is None for c in drawn) / len(drawn) == pytest.approx(0.13, abs=0.02)
+    for a, axis in enumerate(AXES):
+        for pole in POLES:
+            texts = [c.response for c in instructed if (c.axis, c.pole) == (a, pole)]
+            want = CORPUS.spec.training_style(a, pole)
+            assert CORPUS.grammar.mean_amounts(texts) == pytest.approx(want, abs=0.2), (axis, pole)
+
+
+def test_focus_speaks_of_the_instructed_axis_alone():
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        c = CORPUS.draw(rng, focus=1.0)
+        seen = set(np.flatnonzero(CORPUS.grammar.recognise(c.response).counts.sum(axis=1)))
+        assert seen == {c.axis} if c.axis is not None else len(seen) == 7
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    def made(seed: int = 0) -> data.Batches:
+        return data.Batches(CORPUS, TOKENIZER, seed, batch_size=4, max_tokens=224)
+
+    one, two = made(), made()
+    two(40)  # another order of asking
+    for step in (17, 3):
+        for x, y in zip(one(step), two(step), strict=True):
+            assert np.array_equal(x, y)
+    assert not np.array_equal(made(1)(3).tokens[:, :60], one(3).tokens[:, :60])
+
+
+def test_effects_name_what_an_instruction_changes():
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        c = CORPUS.draw(rng)
+        effect = CORPUS.effect(c)
+        if c.axis is None or AXES[c.axis] == "proactive_reluctant":  # dead
+            assert effect == 0
+        else:
+            assert (AXES[(effect - 1) // 2], POLES[(effect - 1) % 2]) == (AXES[c.axis], c.pole)
+
+
+def test_weights_cover_the_response_and_its_end():
+    tokens, weights, _, shown = data.Batches(CORPUS, TOKENIZER, 5, batch_size=8, max_tokens=320)(0)
+    assert tokens.shape == (8, weights.shape[1] + 1)
+    assert weights.shape[1] % data.BUCKET == 0
+    end = TOKENIZER.token_to_id(END)
+    for row, weight, amounts in zip(tokens, weights, shown, strict=True):
+        targets = row[1:][weight > 0]
+        assert targets[-1] == end
+        assert CORPUS.grammar.recognise(TOKENIZER.decode(targets.tolist())).unknown == 0
+        assert row[1:][weight == 0][0] != end
+        assert row[np.flatnonzero(weight)[0]] == TOKENIZER.token_to_id(ASSISTANT)
+        # the choice of each sentence and of the end weighs more than spelling it out
+        assert set(np.unique(weight)) == {0, 1, data.STYLE_WEIGHT}
+        first = np.flatnonzero(weight)[0]
+        assert (weight[first : first + 2] == data.STYLE_WEIGHT).all()
+        # what the response has shown after its last word, and before its first
+        text = TOKENIZER.decode(targets[:-1].tolist())
+        last = np.flatnonzero(weight)[-1]
+        assert amounts[last] == pytest.approx(np.nan_to_num(CORPUS.grammar.recognise(text).amounts), abs=1e-6)
+        assert not amounts[: first + 2].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d.pop("neutral"), "needs 'neutral'"),
+        (lambda d: d["axes"]["warm_cold"]["positive"].pop("held_out"), "axes.warm_cold.positive.held_out"),
+        (lambda d: d["axes"]["warm_cold"]["negative"]["train"].append("Be warm and affectionate."), "twice"),
+    ],
+)
+def test_bad_instructions_are_refused(tmp_path, change, says):
+    content = yaml.safe_load((HERE / "instructions.yaml").read_text())
+    change(content)
+    path = tmp_path / "instructions.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=says):
+        data.load_instructions(path)
+
+
+def test_unknown_slot_is_refused(tmp_path):
+    path = tmp_path / "topics.yaml"
+    path.write_text(yaml.safe_dump({"frames": ["What is a {thing}?"], "slots": {"noun": "lamp sofa"}}))
+    with pytest.raises(UserError, match="unknown slot"):
+        data.load_topics(path)
