@@ -80,7 +80,7 @@ def reference(x, training, sign, fold, choice):
 
 @pytest.mark.parametrize("penalties", [1, 3])
 def test_nested_projections_equal_loops_over_folds(rng, problem, penalties):
-    sign, question, fold = problem
+    sign, _, fold = problem
     sets = training_sets(K)
     training = np.asarray(training_signs(sets, *problem))
     x = rng.normal(size=(len(training), penalties, len(sign))) + sign * rng.normal(size=(1, penalties, 1))
@@ -96,7 +96,7 @@ def test_nested_projections_equal_loops_over_folds(rng, problem, penalties):
 
 def test_what_a_fit_has_seen_never_scores_it(problem):
     """Values that mark the training samples of each fit: none of them may come out."""
-    sign, question, fold = problem
+    sign, _, fold = problem
     sets = training_sets(K)
     training = np.asarray(training_signs(sets, *problem))
     values = np.where(training != 0, 100.0 * sign, np.linspace(-1, 1, len(sign)))[:, None, :]
