@@ -1,4 +1,8 @@
-"""What holds for every test: the CPU, strict broadcasting, few threads, no downloads' noise, and fresh seeds."""
+"""What holds for every test: the CPU, strict broadcasting, few threads, no downloads' noise, and seeds.
+
+`rng` and `seed` are fresh in every run: for what correct code passes whatever is drawn, as equality with a reference.
+`fixed_rng` never changes: for statistical claims and bounds near float noise, which some draws break by chance.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +32,9 @@ def seed() -> int:
 @pytest.fixture
 def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def fixed_rng() -> np.random.Generator:
+    """The same draws in every run, for an assertion that correct code fails with a probability above 1e-6."""
+    return np.random.default_rng(0)
