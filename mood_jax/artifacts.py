@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from mood_jax import probes
@@ -27,6 +28,7 @@ from mood_jax.probes import Scaling
 from mood_jax.readout import Readout
 
 FORMAT = 1
+MAPPED: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}  # what `map_tensors` gives
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -115,6 +117,29 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"no such file: {path}") from e
     except SafetensorError as e:
         raise UserError(f"{path} is truncated or damaged ({e}); make it again or restore it") from e
+
+
+def map_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file as read-only views of it: nothing is read before it is asked for.
+
+    Raises UserError when the file is missing, truncated or not safetensors, or holds other dtypes than `MAPPED` names.
+    """
+    try:
+        with safe_open(path, framework="numpy"):  # for its checks of header and length
+            pass
+        data = np.memmap(path, np.uint8, mode="r")
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        header = json.loads(data[8:start].tobytes())
+        header.pop("__metadata__", None)
+        views = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            views[name] = data[start + begin : start + end].view(MAPPED[entry["dtype"]]).reshape(entry["shape"])
+    except FileNotFoundError as e:
+        raise UserError(f"no such file: {path}") from e
+    except (SafetensorError, OSError, KeyError, ValueError) as e:
+        raise UserError(f"{path} is truncated or damaged ({e}); make it again or restore it") from e
+    return views
 
 
 def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -4,21 +4,26 @@
 
 `last4` (default): resid_post of the last four blocks, weights .1 .2 .3 .4, each divided by its RMS, decay_0.9 over the
 response tokens. `article`: what the published system pools: HF's hidden_states[L−3 … L], that is resid_post of blocks
-L−4 … L−2 and final_norm, no division, decay_0.9 over the article's span. (method.md, section 3.)
+L−4 … L−2 and final_norm, no division, decay_0.9 over the article's span. (method.md, section 3.) A readout chosen
+among many (`artifacts.Selected`) may be any other. A `Grid` is what the choice is made from: every site under every
+reducer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 
 from mood_jax.errors import UserError
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4)
 PRESETS = ("last4", "article")
+GRID_REDUCERS = ("mean", "decay_0.9", "decay_0.8", "last", "max_abs")
+STATE_DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,51 @@ class Readout:
     span: Literal["response", "article"]
     normalise: bool
 
+    @property
+    def reducers(self) -> tuple[str, ...]:
+        """What is read at each site, as of a `Grid`."""
+        return (self.reducer,)
+
+    @property
+    def dtype(self) -> str:
+        """What the states are kept in, as of a `Grid`."""
+        return "float32"
+
     def describe(self) -> str:
-        """One phrase for reports: sites, reducer and span."""
-        return f"{self.name}: {self.reducer} of {', '.join(self.sites)} over {self.span} tokens"
+        """One phrase for reports: sites, reducer and span; of other readouts than the presets also the weights."""
+        sites, scaled = self.sites, ""
+        if self.name not in PRESETS:
+            sites = tuple(f"{w:g} {s}" for w, s in zip(self.weights, self.sites, strict=True))
+            scaled = ", each divided by its RMS" if self.normalise else ""
+        return f"{self.name}: {self.reducer} of {', '.join(sites)} over {self.span} tokens{scaled}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every site under every reducer: what readouts are chosen from.
+
+    `dtype` is what the states are kept in. bfloat16 takes half the room; it rounds to the nearest of 8 significant
+    bits, so a number is off by at most 2⁻⁸ of its size. Raises UserError for another dtype.
+    """
+
+    sites: tuple[str, ...]
+    reducers: tuple[str, ...]
+    span: Literal["response", "article"] = "response"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.dtype not in STATE_DTYPES:
+            raise UserError(f"states cannot be kept in {self.dtype!r}; use one of {', '.join(STATE_DTYPES)}")
+
+    def describe(self) -> str:
+        """One phrase for reports: reducers, sites, span and dtype."""
+        reducers, sites = ", ".join(self.reducers), ", ".join(self.sites)
+        return f"grid: {reducers} of {sites} over {self.span} tokens, kept in {self.dtype}"
+
+
+def grid(n_layers: int, dtype: str = "float32") -> Grid:
+    """Every site of a model of `n_layers` blocks under the five reducers of the ablation, over the response tokens."""
+    return Grid(("embed", *(f"resid_post@{k}" for k in range(n_layers)), "final_norm"), GRID_REDUCERS, dtype=dtype)
 
 
 def preset(name: str, n_layers: int) -> Readout:

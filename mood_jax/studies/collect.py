@@ -2,17 +2,18 @@
 
 A unit is one batch: generated, read again, and written as one safetensors file that holds the states and, as bytes, the
 records of its responses. Units are planned from the whole list of questions before the first is run, so a resumed run
-computes the same units with the same shapes, and the assembled files have the same bytes.
+computes the same units with the same shapes, and the assembled files have the same bytes. `collect` puts them together
+in memory; `studies.store` leaves them where they are.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -22,9 +23,10 @@ from mood_jax.errors import UserError
 from mood_jax.generation import api
 from mood_jax.generation.model import Model
 from mood_jax.generation.sampling import Greedy, Sampler, TopP
-from mood_jax.readout import Readout
+from mood_jax.readout import STATE_DTYPES, Grid, Readout
 
 ARTICLE_SAMPLER = TopP(0.9, temperature=0.7)  # method.md, section 2
+R = TypeVar("R", bound=Readout | Grid)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Collected:
-    """`records` one dict a response (method.md, section 2); `states[condition]` float32 [N, sites, reducers, D]."""
+    """`records` one dict a response (method.md, section 2); `states[condition]` [N, sites, reducers, D].
+
+    In float32, or in what a `Grid` keeps its states in.
+    """
 
     records: list[dict[str, Any]]
     states: dict[str, np.ndarray]
@@ -53,10 +58,10 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Generic[R]):
     """How a study asks and reads. The defaults are those of method.md, section 2."""
 
-    readout: Readout
+    readout: R
     max_new_tokens: int
     sampler: Sampler = ARTICLE_SAMPLER
     seed: int = 0
@@ -84,6 +89,7 @@ def collect(
     protocol: Protocol,
     *,
     re_read: bool,
+    control: Model | None = None,
     folder: Path | None = None,
     claim: Callable[[], None] | None = None,
     label: str | None = "responses",
@@ -92,12 +98,40 @@ def collect(
 
     Args:
         re_read: read every response once more without the system prompt (condition "re_read" beside "in_context").
+        control: a model that reads the same responses, with the system prompt ("random_in_context") and without it
+            ("random_re_read"): see `generation.model.random_weights`. Its parameters are on the device beside the
+            model's.
         claim: called before the first unit is written: everything that is wrong with the input has shown by then.
 
     Raises UserError: what `generate` raises, and a full disk.
     """
+    options = {"re_read": re_read, "control": control, "folder": folder, "claim": claim, "label": label}
+    return _assemble(asks, list(units(model, asks, protocol, **options)))
+
+
+def conditions(re_read: bool, control: bool) -> tuple[str, ...]:
+    """The names of the states of a response, in the order in which they are made."""
+    return (
+        "in_context",
+        *(("re_read",) if re_read else ()),
+        *(("random_in_context", "random_re_read") if control else ()),
+    )
+
+
+def units(
+    model: Model,
+    asks: Sequence[Ask],
+    protocol: Protocol,
+    *,
+    re_read: bool,
+    control: Model | None,
+    folder: Path | None,
+    claim: Callable[[], None] | None,
+    label: str | None,
+) -> Iterator[Collected]:
+    """What `collect` puts together, batch by batch; under a `folder`, the states are views of the files there."""
     readout = protocol.readout
-    shared = {"sites": readout.sites, "reducers": (readout.reducer,), "span": readout.span}
+    shared = {"sites": readout.sites, "reducers": readout.reducers, "span": readout.span}
     asking = {
         "ids": [a.id for a in asks],
         "max_new_tokens": protocol.max_new_tokens,
@@ -106,34 +140,40 @@ def collect(
         "batch_size": protocol.batch_size,
     }
     plan = api.plan(model, [a.messages for a in asks], **asking, **shared)
-    if re_read:  # for its checks: a template may add a system prompt that is longer than ours
+    if re_read or control is not None:  # for its checks: a template may add a system prompt that is longer than ours
         api.plan(model, [a.without_system for a in asks], **asking, **shared)
+    names = conditions(re_read, control is not None)
+    shape = (len(readout.sites), len(readout.reducers), model.config.d_model)
     expected = [[asks[row].id for row in batch.rows] for batch in plan.batches]
-    done = {} if folder is None else _finished_units(folder, expected)
+    done = {} if folder is None else _finished_units(folder, expected, names, shape, readout.dtype)
     rows_done = sum(len(plan.batches[k].rows) for k in done)
     progress = Progress(label, len(asks), "responses", skipped=rows_done)
     if done:
         progress.advance(0, f"{len(done)} of {len(plan.batches)} batches were there already")
-    parts: list[Collected] = []
     for k, batch in enumerate(plan.batches):
         if k in done:
-            parts.append(done[k])
+            yield done[k]
             continue
         r = plan.run(k)
         chosen = [asks[row] for row in batch.rows]
+        readers: dict[str, tuple[Model, list[Any]]] = {"re_read": (model, [a.without_system for a in chosen])}
+        if control is not None:
+            readers["random_in_context"] = (control, [a.messages for a in chosen])
+            readers["random_re_read"] = (control, [a.without_system for a in chosen])
         states = {"in_context": r.states}
-        if re_read:
-            states["re_read"] = api.read(
-                model, [a.without_system for a in chosen], r, batch_size=protocol.batch_size, **shared
-            )
+        for name in names[1:]:
+            reader, prompts = readers[name]
+            states[name] = api.read(reader, prompts, r, batch_size=protocol.batch_size, **shared)
+        states = {c: s.astype(STATE_DTYPES[readout.dtype], copy=False) for c, s in states.items()}
         part = Collected([_record(r, i, a, protocol) for i, a in enumerate(chosen)], states)
         if folder is not None:
             if claim is not None:
                 claim()
-            _write_unit(folder / f"{k:05d}.safetensors", part)
-        parts.append(part)
+            path = folder / f"{k:05d}.safetensors"
+            _write_unit(path, part)
+            part = open_unit(path)
         progress.advance(len(chosen), f"{int(r.n_tokens.sum())} tokens in this batch")
-    return _assemble(asks, parts)
+        yield part
 
 
 def _record(r: api.Responses, i: int, ask: Ask, protocol: Protocol) -> dict[str, Any]:
@@ -155,22 +195,43 @@ def _write_unit(path: Path, part: Collected) -> None:
     artifacts.write_tensors(path, tensors | {"records": np.frombuffer(lines, np.uint8)})
 
 
-def _finished_units(folder: Path, expected: Sequence[Sequence[str]]) -> dict[int, Collected]:
-    """The units that hold the responses which they should; a damaged one is named on stderr and done again."""
+def open_unit(path: Path) -> Collected:
+    """A unit's records, and its states as views of the file. Raises UserError when it is missing or damaged."""
+    tensors = artifacts.map_tensors(path)
+    try:
+        records = json.loads(tensors.pop("records").tobytes())
+        if not all(isinstance(r["id"], str) for r in records):
+            raise ValueError("a record without an id")
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{path} is damaged ({e}); make it again or restore it") from e
+    return Collected(records, {c.partition(".")[2]: s for c, s in tensors.items()})
+
+
+def _finished_units(
+    folder: Path, expected: Sequence[Sequence[str]], names: Sequence[str], shape: tuple[int, ...], dtype: str
+) -> dict[int, Collected]:
+    """The units that hold what they should; a damaged one is named on stderr and done again.
+
+    Args:
+        expected: the ids of each unit's responses.
+        names: the conditions; shape: of the states of one response; dtype: of all states.
+    """
     found = {}
     for k, ids in enumerate(expected):
         path = folder / f"{k:05d}.safetensors"
         if not path.is_file():
             continue
         try:
-            tensors = artifacts.read_tensors(path)
-            records = json.loads(tensors.pop("records").tobytes())
-            if [r["id"] for r in records] != list(ids):
+            unit = open_unit(path)
+            if [r["id"] for r in unit.records] != list(ids):
                 raise UserError(f"{path} holds other responses than this batch")
-        except (UserError, KeyError, TypeError, ValueError) as e:
+            wanted = dict.fromkeys(names, ((len(ids), *shape), np.dtype(STATE_DTYPES[dtype])))
+            if {c: (s.shape, s.dtype) for c, s in unit.states.items()} != wanted:
+                raise UserError(f"{path} holds other states than this run's")
+        except UserError as e:
             print(f"{path.name} is done again: {e}", file=sys.stderr)
             continue
-        found[k] = Collected(records, {c.partition(".")[2]: s for c, s in tensors.items()})
+        found[k] = unit
     return found
 
 
@@ -179,5 +240,5 @@ def _assemble(asks: Sequence[Ask], parts: Sequence[Collected]) -> Collected:
     records = [r for p in parts for r in p.records]
     row = {r["id"]: k for k, r in enumerate(records)}
     order = [row[a.id] for a in asks]
-    states = {c: np.concatenate([p.states[c] for p in parts])[order] for c in parts[0].states}
+    states = {c: np.concatenate([np.asarray(p.states[c]) for p in parts])[order] for c in parts[0].states}
     return Collected([records[k] for k in order], states)
