@@ -238,8 +238,9 @@ def test_attention_against_loops(rng):
             np.testing.assert_allclose(ours[b, t, n], want, rtol=1e-4, atol=1e-5)
 
 
-def test_rotation_keeps_lengths_and_depends_on_distance_alone(rng):
-    q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
+def test_rotation_keeps_lengths_and_depends_on_distance_alone(fixed_rng):
+    # Fixed: some vectors have nearly the same product at two distances.
+    q, k = (jnp.asarray(fixed_rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
     frequencies = jnp.asarray([1.0, 0.3, 0.05, 0.001])
 
     def turn(x, position):

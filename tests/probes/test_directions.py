@@ -63,7 +63,7 @@ def test_planted_direction_is_recovered(rng):
     u /= np.linalg.norm(u)
     sign = np.repeat([1, -1], 200)
     states = rng.normal(size=(400, 256)) + 6 * sign[:, None] * u
-    assert cosine(fit(jnp.asarray(states, jnp.float32), jnp.asarray(sign)).vector, u) > 0.98
+    assert cosine(fit(jnp.asarray(states, jnp.float32), jnp.asarray(sign)).vector, u) > 0.98  # mean .991, SD .001
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_no_difference_gives_zeros_and_a_flag(rng, case):
 
 def test_constant_and_collinear_columns_do_no_harm(rng):
     sign = np.repeat([1, -1], 10)
-    base = rng.normal(size=20) + sign
+    base = rng.normal(size=20) + 3 * sign  # 13 SE between the poles' means: their order is never the other
     states = np.stack([base, 2 * base, np.full(20, 5.0), -base], axis=1)
     direction = fit(jnp.asarray(states, jnp.float32), jnp.asarray(sign))
     np.testing.assert_allclose(direction.vector, np.array([1, 2, 0, -1]) / np.sqrt(6), atol=1e-5)
