@@ -54,7 +54,8 @@ def write_calibration(
             block = evidence[axis]
             for name, value in evidence_scalars(block).items():
                 writer.scalar(f"{axis}/{name}", value)
-            writer.text(f"{axis}/verdict", f"**{block['verdict']}**: {block['reason']}")
+            if "verdict" in block:
+                writer.text(f"{axis}/verdict", f"**{block['verdict']}**: {block['reason']}")
         writer.projector("calibration_states", states, labels)
     return folder
 
@@ -93,7 +94,7 @@ def write_profile(
 def evidence_scalars(block: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evidence block under flat names, such as `auc_re_read` and `auc_re_read_ci95_low`.
 
-    A condition that was not measured (`in_context` may be missing) has no numbers.
+    What was not measured (`in_context` may be missing, and imported axes have no evidence at all) has no numbers.
     """
     out: dict[str, float] = {}
     for condition in _CONDITIONS:
@@ -105,11 +106,13 @@ def evidence_scalars(block: Mapping[str, Any]) -> dict[str, float]:
             low, high = held_out[f"{measure}_ci95"]
             out[f"{measure}_{condition}_ci95_low"], out[f"{measure}_{condition}_ci95_high"] = low, high
         out[f"auc_{condition}_in_sample"] = held_out["in_sample_auc"]
-    for pole, share in block["cutoff_share"].items():
+    for pole, share in block.get("cutoff_share", {}).items():
         out[f"cutoff_share_{pole}"] = share
-    out["permutation_p"] = block["permutation"]["p"]
-    out["permutation_p_holm"] = block["permutation"]["p_holm"]
-    out["random_direction_percentile"] = block["random_direction_percentile"]
+    if "permutation" in block:
+        out["permutation_p"] = block["permutation"]["p"]
+        out["permutation_p_holm"] = block["permutation"]["p_holm"]
+    if "random_direction_percentile" in block:
+        out["random_direction_percentile"] = block["random_direction_percentile"]
     return out
 
 

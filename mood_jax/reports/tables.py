@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from mood_jax.artifacts import Calibration, Profile
 from mood_jax.console import table
+
+MISSING = "–"  # in place of what was not measured, as of imported axes
 
 
 def calibration_table(calibration: Calibration) -> str:
@@ -21,19 +26,16 @@ def calibration_table(calibration: Calibration) -> str:
     ]
     rows = []
     for axis, e in zip(calibration.axes, calibration.evidence, strict=True):
-        low, high = e["re_read"]["auc_ci95"]
-        cut = e["cutoff_share"]
         rows.append(
             [
                 f"{axis.positive}/{axis.negative}",
-                f"{e['in_context']['auc']:.2f}",
-                f"{e['re_read']['auc']:.2f}",
-                f"{low:.2f} … {high:.2f}",
-                f"{e['re_read']['dprime']:.2f}",
-                f"{e['length_only']['auc']:.2f}",
-                f"{cut['positive']:.0%} / {cut['negative']:.0%}",
-                f"{e['permutation']['p_holm']:.4f}",
-                e["verdict"],
+                _cell(e, lambda e: f"{e['in_context']['auc']:.2f}"),
+                *_re_read(e),
+                _cell(e, lambda e: f"{e['re_read']['dprime']:.2f}"),
+                _cell(e, lambda e: f"{e['length_only']['auc']:.2f}"),
+                _cell(e, lambda e: f"{e['cutoff_share']['positive']:.0%} / {e['cutoff_share']['negative']:.0%}"),
+                _cell(e, lambda e: f"{e['permutation']['p_holm']:.4f}"),
+                _cell(e, lambda e: e["verdict"]),
             ]
         )
     return table(header, rows)
@@ -50,25 +52,38 @@ def profile_table(profile: Profile) -> str:
     rows = []
     for a in profile.axes:
         e = a.evidence
-        auc_low, auc_high = e["re_read"]["auc_ci95"]
         low, high = a.ci95
         rows.append(
             [
                 f"{a.axis.positive}/{a.axis.negative}",
                 f"{a.mean:+.2f}",
                 f"{low:+.2f} … {high:+.2f}",
-                f"{a.summary[other]['mean']:+.2f}",
+                _cell(a.summary, lambda s: f"{s[other]['mean']:+.2f}"),
                 f"{a.p_holm:.4f}",
-                f"{e['re_read']['auc']:.2f}",
-                f"{auc_low:.2f} … {auc_high:.2f}",
-                f"{e['length_only']['auc']:.2f}",
-                e["verdict"],
+                *_re_read(e),
+                _cell(e, lambda e: f"{e['length_only']['auc']:.2f}"),
+                _cell(e, lambda e: e["verdict"]),
             ]
         )
     return table(header, rows)
 
 
 def reasons(axes: list[str], evidence: list[dict]) -> str:
-    """Why each verdict that is not "real" was given, one line each; empty when all are."""
-    lines = [f"  {name}: {e['reason']}" for name, e in zip(axes, evidence, strict=True) if e["verdict"] != "real"]
-    return "\n".join(lines)
+    """Why each verdict that is not "real" was given, one line each; empty when all are, or none was given."""
+    judged = [(name, e) for name, e in zip(axes, evidence, strict=True) if "verdict" in e]
+    return "\n".join(f"  {name}: {e['reason']}" for name, e in judged if e["verdict"] != "real")
+
+
+def _re_read(evidence: Mapping[str, Any]) -> list[str]:
+    """AUC re-read and its interval."""
+    return [
+        _cell(evidence, lambda e: f"{e['re_read']['auc']:.2f}"),
+        _cell(evidence, lambda e: "{:.2f} … {:.2f}".format(*e["re_read"]["auc_ci95"])),
+    ]
+
+
+def _cell(block: Mapping[str, Any], show: Callable[[Mapping[str, Any]], str]) -> str:
+    try:
+        return show(block)
+    except KeyError:
+        return MISSING
