@@ -22,6 +22,10 @@ from mood_jax.probes.folds import standardise
 from mood_jax.probes.separation import safe_ratio
 
 
+# Held-out losses nearer than this share of the smallest count as tied.
+TIE_LOSS = 1e-5
+
+
 class TrainingSets(NamedTuple):
     """Which folds, or which half of the questions, each training set leaves out.
 
@@ -114,7 +118,9 @@ def nested_projections(
     others = [np.delete(all_folds, i) for i in range(n_folds)]
     losses = [held_out(sets.inner[i, others[i]], others[i]) for i in range(n_folds)]
     losses.append(held_out(sets.outer, all_folds))
-    choice = jnp.argmin(jnp.stack(losses), axis=1)  # the first of equals: the strongest regularisation
+    stacked = jnp.stack(losses)
+    tied = stacked <= jnp.min(stacked, axis=1, keepdims=True) * (1.0 + TIE_LOSS)
+    choice = jnp.argmax(tied, axis=1)  # the first of equals: the strongest regularisation
 
     scaled = jax.vmap(lambda rows, signs: jax.vmap(standardise, in_axes=(0, None))(rows, signs))(x, training)
 
