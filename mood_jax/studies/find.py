@@ -22,7 +22,8 @@ def calibration(model: Model, named: str, workdir: Path, shipped: Path) -> tuple
             return folder, found
     for path in sorted(shipped.glob("*/calibration.json")):
         found = Calibration.load(path.parent)
-        if found.identity["model"]["fingerprint"] == model.checkpoint.fingerprint:
+        made = found.identity["model"]  # None: imported and bound to no checkpoint
+        if made is not None and made["fingerprint"] == model.checkpoint.fingerprint:
             check_calibration(model, found)
             return path.parent, found
     raise UserError(

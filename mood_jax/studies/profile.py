@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import mood_jax
-from mood_jax import artifacts, bank, probes
+from mood_jax import artifacts, bank, probes, published
 from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisProfile, Calibration, Profile
 from mood_jax.errors import UserError
@@ -19,7 +19,7 @@ from mood_jax.generation.model import Model
 from mood_jax.studies.calibrate import identity
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 
-SCALES = ("iqr", "article", "pole")
+SCALES: tuple[probes.Scale, ...] = ("iqr", "article", "pole")
 BOOTSTRAP = 10_000
 
 
@@ -37,8 +37,15 @@ def asks(questions: Sequence[bank.Question], samples: int = 1) -> list[Ask]:
 
 
 def check_calibration(model: Model, calibration: Calibration) -> None:
-    """Raises UserError when the calibration was made for another checkpoint, or spoken to in another way."""
+    """Raises UserError when the calibration was made for another checkpoint, or spoken to in another way.
+
+    An imported one is of a size, and of a checkpoint only where it was imported for one (see `published.notes`).
+    """
     made, mine = calibration.identity["model"], identity(model)
+    if published.is_imported(calibration):
+        published.check_size(calibration, model.config.n_layers, model.config.d_model, mine["name"])
+        if made is None:
+            return
     if made["fingerprint"] != mine["fingerprint"]:
         raise UserError(
             f"this calibration was made for another checkpoint ({made['name']}, {made['fingerprint'][:8]}…) than "
@@ -55,6 +62,20 @@ def check_calibration(model: Model, calibration: Calibration) -> None:
                 f"this calibration was made with another {what} ({made[key]}) than this run's ({mine[key]}); "
                 "use the same, or calibrate again"
             )
+
+
+def available_scales(calibration: Calibration, scale: str) -> tuple[probes.Scale, ...]:
+    """The scalings that the calibration has constants for. Raises UserError when `scale` is none of them."""
+    if scale not in SCALES:
+        raise UserError(f"unknown scale {scale!r}; use one of {', '.join(SCALES)}")
+    if not published.is_imported(calibration):
+        return SCALES
+    if scale != "article":
+        raise UserError(
+            f"the scale {scale!r} cannot be computed: {calibration.identity['imported']['file']}, which this "
+            "calibration was imported from, holds no centre and no pole means; use scale article"
+        )
+    return ("article",)
 
 
 def settings(
@@ -88,7 +109,8 @@ def profile(
 
     Args:
         source: the bank whose profile questions are asked (default: the shipped one).
-        scale: which scaling `AxisProfile.mean` and `.ci95` show: "iqr", "article" or "pole"; all are kept.
+        scale: which scaling `AxisProfile.mean` and `.ci95` show: "iqr", "article" or "pole"; all are kept. An imported
+            calibration has "article" alone.
 
     Raises UserError: a calibration of another checkpoint, and what `generate` raises.
     """
@@ -109,8 +131,7 @@ def run(
 ) -> tuple[Profile, Collected]:
     """Collects (resumably under `workdir`, which it ties to these settings) and analyses."""
     check_calibration(model, calibration)
-    if scale not in SCALES:
-        raise UserError(f"unknown scale {scale!r}; use one of {', '.join(SCALES)}")
+    available_scales(calibration, scale)
     if protocol.readout != calibration.readout:
         raise UserError(
             f"the calibration was made with another readout ({calibration.readout.describe()}) than this run's "
@@ -129,7 +150,7 @@ def run(
         claim=None if workdir is None else lambda: artifacts.claim_workdir(workdir, "measure", made_from),
         label=label,
     )
-    notes = _notes(model, collected)
+    notes = published.notes(calibration) + _notes(model, collected)
     return analyse(calibration, collected, made_from, notes, scale=scale, seed=protocol.seed), collected
 
 
@@ -158,7 +179,7 @@ def analyse(
     seed: int = 0,
 ) -> Profile:
     """Responses and states → profile; it needs no model. Samples of a question are averaged before any interval."""
-    readout = calibration.readout
+    readout, scales = calibration.readout, available_scales(calibration, scale)
     usable = collected.column("n_tokens") > 0
     if len(set(collected.column("question")[usable])) < 2:
         raise UserError(
@@ -169,8 +190,8 @@ def analyse(
     ids = tuple(dict.fromkeys(question.tolist()))
     mean_of = np.stack([(question == q) / (question == q).sum() for q in ids]).astype(np.float32)  # [ids, responses]
     x = h @ calibration.directions.T  # responses, axes
-    scores = {"raw": x} | {name: calibration.scores(x, name) for name in SCALES}
-    averaged = np.stack([mean_of @ scores[name] for name in SCALES], axis=1)  # questions, scales, axes
+    scores = {"raw": x} | {name: calibration.scores(x, name) for name in scales}
+    averaged = np.stack([mean_of @ scores[name] for name in scales], axis=1)  # questions, scales, axes
     mean, low, high = (np.asarray(v) for v in probes.bootstrap_mean_ci(averaged, n=BOOTSTRAP, seed=seed))
     found = []
     for k, axis in enumerate(calibration.axes):
@@ -181,9 +202,9 @@ def analyse(
                 "ci95": [float(low[i, k]), float(high[i, k])],
                 "clip_rate": float(np.mean(np.abs(scores[name][:, k]) > 1)),
             }
-            for i, name in enumerate(SCALES)
+            for i, name in enumerate(scales)
         }
-        p = sign_flip_p(averaged[:, SCALES.index(scale), k], seed)
+        p = sign_flip_p(averaged[:, scales.index(scale), k], seed)
         own = {name: v[:, k] for name, v in scores.items()}
         found.append(AxisProfile(axis, scale, own, summary, p, p, calibration.evidence[k]))
     adjusted = np.asarray(probes.holm(np.asarray([a.p for a in found])))
