@@ -21,6 +21,7 @@ from mood_jax import readout as readouts
 from mood_jax.console import Progress
 from mood_jax.errors import UserError
 from mood_jax.probes.estimators import ESTIMATORS
+from mood_jax.probes.folds import encode
 from mood_jax.probes.grid import ReadoutScores, readout_scores
 from mood_jax.probes.ranking import Ranked
 from mood_jax.readout import Readout
@@ -192,7 +193,7 @@ def _scores(
             out[slot] = values[place]
             return out
 
-        arguments = [placed(v, e) for v, e in ((d.sign, 0), (probes.folds.encode(d.question), -1), (fold, -1))]
+        arguments = [placed(v, e) for v, e in ((d.sign, 0), (encode(d.question), -1), (fold, -1))]
         per_reducer = []
         for r, reducer in enumerate(store.reducers):
             states = placed(store.states(condition, d.rows, reducers=[reducer])[:, :, 0], 0)

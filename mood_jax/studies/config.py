@@ -1,19 +1,24 @@
-"""The fields of a study's config, shared by calibrate and measure, and what they resolve to."""
+"""The fields of a study's config, shared by calibrate, measure and ablate, and what they resolve to."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mood_jax import bank
+from mood_jax import artifacts, bank
 from mood_jax import readout as readouts
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model, load_model
 from mood_jax.generation.sampling import TopP
 from mood_jax.models.sharding import make_mesh
-from mood_jax.studies.collect import Protocol
+from mood_jax.probes.estimators import ESTIMATORS
+from mood_jax.readout import Readout
+from mood_jax.studies import calibrate
+from mood_jax.studies.collect import Protocol, R
+from mood_jax.studies.store import StateStore, collect_grid, is_finished, open_store
 
 EMBEDDED = "embedded"
 
@@ -30,7 +35,11 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.mesh_model = 1  # devices over which heads, feed-forward and vocabulary are spread
     config.bank = ""  # a YAML file of your own axes and questions, merged over the shipped bank
     config.axes = ()  # ids of the axes to calibrate; empty: all of the bank
-    config.readout = "last4"  # last4, or article for the published pooling
+    config.readout = "last4"  # last4, article for the published pooling, or a selected.json of scripts/ablate.py
+    config.estimator = ""  # mean_difference, logistic or whitened; empty: that of a selected.json, else mean_difference
+    config.random_weights = True  # a control with fresh parameters reads all calibration responses; it takes the
+    # memory of the weights once more
+    config.cross_sets = ()  # B, C: directions from paraphrased instructions and other questions, to compare with A's
     config.seed = 0
     config.samples = 1  # responses per instruction and question
     config.temperature = 0.7
@@ -39,6 +48,10 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.profile_tokens = 384  # budget of a profile response
     config.batch_size = 64  # rows decoded at once
     config.scale = "iqr"  # scaling of the printed score: iqr, article or pole (profile.json has all three)
+    config.state_dtype = "bfloat16"  # what ablate keeps its states in: bfloat16 or float32
+    config.estimators = ESTIMATORS  # that ablate compares
+    config.condition = "re_read"  # states that ablate compares readouts on: re_read or in_context
+    config.published = ""  # a published ablation.json, which ablate reads instead of asking a model
     config.calibration = ""  # folder of a calibration to measure with; empty: this workdir's, else a shipped one
     config.update(changes)
     return config
@@ -83,18 +96,92 @@ def chosen_axes(config: Any, source: bank.Bank) -> tuple[bank.Axis, ...]:
 
     A name may hold several with commas between them, which is what --config.axes=warm_cold,formal_casual gives.
     """
-    names = [name.strip() for entry in config.axes for name in str(entry).split(",") if name.strip()]
-    return tuple(source.axis(name) for name in dict.fromkeys(names)) if names else source.axes()
+    chosen = names(config.axes)
+    return tuple(source.axis(name) for name in chosen) if chosen else source.axes()
 
 
-def protocol(config: Any, model: Model, max_new_tokens: int) -> Protocol:
-    """The config's protocol with the token budget of one study."""
+def names(entries: Any) -> tuple[str, ...]:
+    """A config's list of names, each once; an entry may hold several with commas between them."""
+    entries = (entries,) if isinstance(entries, str) else entries
+    found = [name.strip() for entry in entries for name in str(entry).split(",") if name.strip()]
+    return tuple(dict.fromkeys(found))
+
+
+def protocol(config: Any, model: Model, max_new_tokens: int) -> Protocol[Readout]:
+    """The config's protocol with the token budget of one study.
+
+    A readout that was selected on another checkpoint is taken, and a line says so.
+    """
+    readout, selected = artifacts.load_readout(config.readout, model.config.n_layers)
+    if selected is not None:
+        made, mine = selected.identity["model"], calibrate.identity(model)
+        if made["fingerprint"] != mine["fingerprint"]:
+            print(f"note: {config.readout} was selected on another checkpoint ({made.get('name')}) than {mine['name']}")
+    return _protocol(config, readout, max_new_tokens)
+
+
+def _protocol(config: Any, readout: R, max_new_tokens: int) -> Protocol[R]:
     if config.samples < 1:
         raise UserError(f"samples must be at least 1, not {config.samples}")
-    return Protocol(
-        readouts.preset(config.readout, model.config.n_layers),
-        max_new_tokens,
-        TopP(config.top_p, temperature=config.temperature),
-        config.seed,
-        config.batch_size,
+    sampler = TopP(config.top_p, temperature=config.temperature)
+    return Protocol(readout, max_new_tokens, sampler, config.seed, config.batch_size)
+
+
+def calibration_options(config: Any, model: Model) -> dict[str, Any]:
+    """What else the config says of a calibration, as arguments of `calibrate.run`."""
+    _, selected = artifacts.load_readout(config.readout, model.config.n_layers)
+    return {
+        "samples": config.samples,
+        "estimator": config.estimator or (selected.estimator if selected else calibrate.ESTIMATOR),
+        "control": config.random_weights,
+        "cross_sets": names(config.cross_sets),
+    }
+
+
+def grid_store(config: Any, workdir: Path) -> StateStore:
+    """The states of the calibration responses at every site under every reducer, collected (resumably) under `workdir`.
+
+    A finished collection of this config is opened as it is, without its model. Raises UserError when the folder belongs
+    to other settings.
+    """
+    source = source_bank(config)
+    axes = chosen_axes(config, source)
+    folder = workdir / "units" / "ablation"
+    if is_finished(folder):
+        store = open_store(folder)
+        if _fits(config, source, axes, store):
+            made = store.settings["model"]
+            print(f"states: {folder}, of {made['name']} ({made['fingerprint'][:8]}…); the model is not loaded")
+            return store
+    model = load(config)
+    asking = _protocol(config, readouts.grid(model.config.n_layers, config.state_dtype), config.calibration_tokens)
+    made_from = calibrate.collected_from(model, source, axes, asking, config.samples)
+    artifacts.check_workdir(workdir, "ablate", made_from)
+    return collect_grid(
+        model,
+        calibrate.asks(source, axes, config.samples),
+        asking,
+        folder=folder,
+        claim=lambda: artifacts.claim_workdir(workdir, "ablate", made_from),
+        settings=made_from,
+        label="ablation",
+    )
+
+
+def _fits(config: Any, source: bank.Bank, axes: tuple[bank.Axis, ...], store: StateStore) -> bool:
+    """Was the store made from this config, as far as that can be told without the model?"""
+    made = store.settings
+    checkpoint = str(embedded_folder()) if config.model == EMBEDDED else config.model
+    model = {
+        "name": Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint,
+        "revision": config.revision or None,
+        "dtype": config.dtype,
+    }
+    asking = _protocol(config, replace(store.grid, dtype=config.state_dtype), config.calibration_tokens)
+    return (
+        all(made["model"][k] == v for k, v in model.items())
+        and (made["model"]["plain_text"] or not config.plain_text)
+        and made["protocol"] == asking.describe()
+        and (made["axes"], made["samples"]) == ([a.id for a in axes], config.samples)
+        and made["bank"] == calibrate.bank_hashes(source, axes)
     )

@@ -19,7 +19,7 @@ from mood_jax.probes.arrays import map_in_batches
 from mood_jax.probes.comparisons import paired_auc_difference
 from mood_jax.probes.directions import Estimator
 from mood_jax.probes.estimators import estimator as estimator_named
-from mood_jax.probes.folds import encode
+from mood_jax.probes.folds import encode, standardise
 from mood_jax.readout import Readout
 from mood_jax.studies.selection import AxisData, Candidate, mean_difference_of
 from mood_jax.studies.store import StateStore
@@ -168,7 +168,7 @@ def _trained(h: jax.Array, sign: jax.Array, fold: jax.Array, chosen: jax.Array, 
     def one(row: jax.Array) -> jax.Array:
         training, test = jnp.where(row, sign, 0), jnp.where(row, 0, sign)
         vector = estimator(h, training, fold=fold).vector
-        x = probes.folds.standardise(probes.project(h, vector), training)
+        x = standardise(probes.project(h, vector), training)
         pairs = [(probes.auc(x, s), probes.threshold_accuracy(x, s)) for s in (test, training)]
         return jnp.stack([*pairs[0], *pairs[1], jnp.sum(vector * full)])
 

@@ -161,6 +161,11 @@ def collect_grid(
     return store
 
 
+def is_finished(folder: Path) -> bool:
+    """Has a collection in this folder come to its end?"""
+    return (folder / INDEX).is_file()
+
+
 def open_store(folder: Path, command: str = "scripts/ablate.py") -> StateStore:
     """A finished collection, without its model.
 
@@ -168,7 +173,7 @@ def open_store(folder: Path, command: str = "scripts/ablate.py") -> StateStore:
     """
     again = f"run {command} again with its --config and --workdir, which makes what is missing"
     path = folder / INDEX
-    if not path.is_file():
+    if not is_finished(folder):
         raise UserError(f"{folder} holds no finished collection of states; {again}")
     record = artifacts.read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
