@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 from mood_jax import probes
 from mood_jax.errors import UserError
 from mood_jax.probes import Scaling
-from mood_jax.readout import Readout
+from mood_jax.readout import PRESETS, Readout, preset
 
 FORMAT = 1
 MAPPED: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}  # what `map_tensors` gives
@@ -212,6 +212,73 @@ class AxisNames:
     negative: str
 
 
+def _readout(record: Mapping[str, Any]) -> Readout:
+    return Readout(**{**record, "sites": tuple(record["sites"]), "weights": tuple(record["weights"])})
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A readout and an estimator that were chosen among many, for `--config.readout=…/selected.json`.
+
+    nested: the evidence of the choice, JSON-ready; identity: what it was made from, {"model": {"name", "fingerprint",
+    …}, …} as in a `Calibration`.
+    """
+
+    readout: Readout
+    estimator: str
+    nested: dict[str, Any]
+    identity: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Writes selected.json atomically."""
+        write_json(Path(path), {**asdict(self), "format": FORMAT})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Selected:
+        """Raises UserError when the file is missing, damaged, of another format, or its readout makes no sense."""
+        path = Path(path)
+        record = _object(path)
+        if record.get("format") != FORMAT:
+            raise UserError(f"{path} is not a selected readout of format {FORMAT}; make one with scripts/ablate.py")
+        with _reading(path):
+            readout = _readout(record["readout"])
+            found = cls(readout, record["estimator"], dict(record["nested"]), dict(record["identity"]))
+            if not isinstance(found.estimator, str) or not isinstance(found.identity["model"]["fingerprint"], str):
+                raise ValueError("the estimator and the fingerprint must be text")
+            if not 0 < len(readout.sites) == len(readout.weights):
+                raise ValueError(f"{len(readout.sites)} sites, {len(readout.weights)} weights")
+            if not np.isfinite(readout.weights).all() or not np.any(readout.weights):
+                raise ValueError(f"weights {readout.weights}")
+            if readout.span not in ("response", "article") or not isinstance(readout.normalise, bool):
+                raise ValueError(f"span {readout.span!r}, normalise {readout.normalise!r}")
+        return found
+
+
+def load_readout(named: str, n_layers: int) -> tuple[Readout, Selected | None]:
+    """The readout "last4" or "article" of a model of `n_layers` blocks, or the one in a selected.json with its record.
+
+    Raises UserError: an unknown name, a damaged file, or a readout of sites that this model does not have.
+    """
+    if named in PRESETS:
+        return preset(named, n_layers), None
+    if not named.endswith(".json") and "/" not in named:
+        raise UserError(
+            f"unknown readout {named!r}; use one of {', '.join(PRESETS)}, or the path of a selected.json that "
+            "scripts/ablate.py wrote"
+        )
+    found = Selected.load(named)
+    readout = found.readout
+    known = ("embed", *(f"resid_post@{k}" for k in range(n_layers)), "final_norm")
+    missing = [s for s in readout.sites if s not in known]
+    if missing:
+        raise UserError(
+            f"{named} reads {missing[0]}, and this model has {n_layers} blocks; run scripts/ablate.py on it"
+        )
+    if readout.name in PRESETS and readout != preset(readout.name, n_layers):
+        raise UserError(f"{named} calls its readout {readout.name!r}, which is another one; give it another name")
+    return readout, found
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Directions, centres, scales and their evidence, for one model and one readout.
@@ -265,10 +332,9 @@ class Calibration:
                 raise UserError(
                     f"calibration.json and calibration.safetensors in {folder} are of different runs; calibrate again"
                 )
-            readout = record["readout"]
             found = cls(
                 axes=tuple(AxisNames(**a) for a in record["axes"]),
-                readout=Readout(**(readout | {"sites": tuple(readout["sites"]), "weights": tuple(readout["weights"])})),
+                readout=_readout(record["readout"]),
                 directions=tensors["directions"],
                 site_rms=tensors["site_rms"],
                 scaling=Scaling(**{k: jnp.asarray(tensors[f"scaling.{k}"]) for k in Scaling._fields}),
@@ -284,6 +350,11 @@ class Calibration:
         rows = Scaling(*(jnp.asarray(v)[None, :] for v in self.scaling))
         return np.asarray(probes.score(jnp.asarray(x, jnp.float32), rows, scale))
 
+    @property
+    def estimator(self) -> str:
+        """What fitted the directions. Calibrations from before there was a choice do not say; it was the default."""
+        return self.identity.get("estimator", "mean_difference")
+
     def index(self, axis: str) -> int:
         """The row of an axis. Raises UserError for one that this calibration does not have."""
         ids = [a.id for a in self.axes]
@@ -296,7 +367,8 @@ class Calibration:
 class AxisProfile:
     """One axis of a profile.
 
-    `scores[scale]` float [n] for the scales iqr, article and pole, and `raw` for the projection itself;
+    `scores[scale]` float [n] for the scales iqr, article and pole (of an imported calibration, article alone), and `raw`
+    for the projection itself;
     `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean score differs from 0.
     """
 

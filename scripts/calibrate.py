@@ -23,7 +23,8 @@ def main(config: Any, workdir: Path) -> None:
     model = study.load(config)
     clock.mark("load")
     protocol = study.protocol(config, model, config.calibration_tokens)
-    done = calibrate.run(model, source, axes, protocol, samples=config.samples, workdir=workdir)
+    options = study.calibration_options(config, model)
+    done = calibrate.run(model, source, axes, protocol, **options, workdir=workdir)
     folder = workdir / "calibration"
     done.calibration.save(folder)
     save.collected(folder, done.collected, protocol.readout)

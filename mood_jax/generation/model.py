@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mood_jax.errors import UserError
 from mood_jax.generation.chat import Chat
-from mood_jax.models.checkpoint import Checkpoint, load_checkpoint
+from mood_jax.models.checkpoint import Checkpoint, flatten, load_checkpoint, unflatten
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import resolve_sites, run
 from mood_jax.models.sharding import batch_sharding
@@ -61,6 +61,39 @@ def load_model(
     checkpoint = load_checkpoint(name, dtype=dtype, mesh=mesh, revision=revision, offline=offline)
     chat = Chat.from_folder(checkpoint.folder, plain_text=plain_text)
     return Model(checkpoint, chat)
+
+
+def random_weights(model: Model, seed: int = 0) -> Model:
+    """The same architecture, dtype, placement and chat with fresh parameters: what a model knows without training.
+
+    Matrices and the embedding are normal with standard deviation .02, norms the identity and biases 0, as Hugging Face
+    initialises these families. They are made on the devices, beside the model's own: twice its memory.
+    """
+    key = jax.random.key(seed)
+    params: dict[str, jax.Array] = {}
+    for k, (path, like) in enumerate(flatten(model.params).items()):
+        kind = _INITIAL.get(path.rpartition("/")[2].rpartition("_")[2], "normal")
+        if kind == "identity":
+            kind = "zeros" if model.config.norm_plus_one else "ones"
+        params[path] = _maker(kind, like.shape, like.dtype, like.sharding)(jax.random.fold_in(key, k))
+    c = model.checkpoint
+    name, fingerprint = f"{c.name} with random weights", f"{c.fingerprint}/random/{seed}"
+    return Model(replace(c, name=name, fingerprint=fingerprint, params=unflatten(params)), model.chat)
+
+
+_INITIAL = {"scale": "identity", "bias": "zeros"}  # by the end of a parameter's name; all others are normal
+
+
+@cache
+def _maker(kind: str, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Callable[[jax.Array], jax.Array]:
+    """Key → a parameter. A small program a shape, which compiles in less time than the whole of `init_params`."""
+
+    def make(key: jax.Array) -> jax.Array:
+        if kind == "normal":
+            return jax.nn.initializers.normal(0.02)(key, shape, dtype)
+        return jnp.full(shape, 1 if kind == "ones" else 0, dtype)
+
+    return jax.jit(make, out_shardings=sharding)
 
 
 @partial(jax.jit, static_argnames=("config", "sites"))

@@ -20,6 +20,7 @@ AXES = tuple(
     bank.Axis(f"{a}_{b}", bank.Pole(a, f"Be {a}."), bank.Pole(b, f"Be {b}."))
     for a, b in (("warm", "cold"), ("formal", "casual"))
 )
+WORDS = ("one", "two", "three", "four", "five")
 SIZES = np.array([1.0, 3.0, 10.0, 30.0])[:, None]  # of the sites: residual streams grow
 
 
@@ -50,6 +51,7 @@ def calibration_responses(rng: np.random.Generator, empty: int = 3, n: int = 10,
                             "question": f"{axis.id}/{set_}/{q:02d}",
                             "set": set_,
                             "sample": 0,
+                            "text": " ".join(rng.choice(WORDS, n_tokens)),
                             "n_tokens": n_tokens,
                             "finish": "length" if n_tokens == 20 else "eos",
                         }
