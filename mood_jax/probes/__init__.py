@@ -5,6 +5,9 @@ response), `sign` [n] (+1 positive pole, −1 negative, 0 left out) and `questio
 resamples are vmapped over it.
 
     directions.py   trimmed mean, mean difference: states and signs → a unit vector, or a flag that there is none
+    logistic.py     regularised logistic regression by Newton's method in the span of the samples
+    whitened.py     the mean difference through the inverse of the shrunk covariance within the poles
+    estimators.py   the three estimators of a direction by name
     scores.py       projections and the scalings `iqr`, `article`, `pole`; clip rate
     separation.py   AUC, d′, accuracies
     folds.py        question-grouped folds, and projections made comparable across them
@@ -30,8 +33,21 @@ from mood_jax.probes.controls import (
     top_k_share,
 )
 from mood_jax.probes.directions import Direction, Estimator, fit_mean_difference, mean_difference, trimmed_mean
+from mood_jax.probes.estimators import ESTIMATORS, estimator
 from mood_jax.probes.evidence import evidence
 from mood_jax.probes.folds import grouped_folds
+from mood_jax.probes.logistic import (
+    PENALTIES,
+    LogisticChoice,
+    LogisticFit,
+    LogisticPath,
+    choose_logistic,
+    fit_logistic,
+    fit_logistic_cv,
+    logistic_projections,
+    newton,
+    standardised_gram,
+)
 from mood_jax.probes.permutation import pole_swap_test
 from mood_jax.probes.resampling import (
     HeldOut,
@@ -47,11 +63,17 @@ from mood_jax.probes.resampling import (
 from mood_jax.probes.scores import Scale, Scaling, calibrate_scaling, clip_rate, project, score
 from mood_jax.probes.separation import auc, dprime, midpoint_accuracy, threshold_accuracy
 from mood_jax.probes.verdicts import Verdict, verdict
+from mood_jax.probes.whitened import fit_whitened, ledoit_wolf, whitened_coefficients, within_gram
 
 __all__ = [
+    "ESTIMATORS",
+    "PENALTIES",
     "Direction",
     "Estimator",
     "HeldOut",
+    "LogisticChoice",
+    "LogisticFit",
+    "LogisticPath",
     "Scale",
     "Scaling",
     "Verdict",
@@ -61,27 +83,38 @@ __all__ = [
     "bootstrap_indices",
     "bootstrap_mean_ci",
     "calibrate_scaling",
+    "choose_logistic",
     "clip_rate",
     "cross_validated_projections",
     "cutoff_share",
     "dprime",
+    "estimator",
     "evaluate",
     "evidence",
+    "fit_logistic",
+    "fit_logistic_cv",
     "fit_mean_difference",
+    "fit_whitened",
     "grouped_folds",
     "heldout",
     "holm",
+    "ledoit_wolf",
     "length_covariates",
     "length_only_auc",
     "length_residualised",
+    "logistic_projections",
     "mean_difference",
     "midpoint_accuracy",
+    "newton",
     "pole_swap_test",
     "project",
     "random_direction_percentile",
     "score",
+    "standardised_gram",
     "threshold_accuracy",
     "top_k_share",
     "trimmed_mean",
     "verdict",
+    "whitened_coefficients",
+    "within_gram",
 ]

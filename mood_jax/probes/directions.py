@@ -1,9 +1,11 @@
 """Directions of an axis from labelled states: unit vectors that point at the positive pole.
 
-n samples, d state size. An estimator takes `(states [n, d], sign [n], spread=None)` and returns a `Direction`; `sign`
-is +1 for the positive pole, −1 for the negative, 0 for a sample that is left out (a held-out fold, padding). Leaving
-out by sign and not by indexing keeps shapes static: unequal folds and a question without one of its poles need
-nothing special, and any estimator can be vmapped over axes, readouts, folds and resamples.
+n samples, d state size. An estimator takes `(states [n, d], sign [n], spread=None, fold=None)` and returns a
+`Direction`; `sign` is +1 for the positive pole, −1 for the negative, 0 for a sample that is left out (a held-out fold,
+padding). Leaving out by sign and not by indexing keeps shapes static: unequal folds and a question without one of its
+poles need nothing special, and any estimator can be vmapped over axes, readouts, folds and resamples.
+
+Here is the mean difference; `logistic.py` and `whitened.py` hold the others, `estimators.py` names all three.
 """
 
 from typing import NamedTuple, Protocol
@@ -28,10 +30,15 @@ class Direction(NamedTuple):
 
 
 class Estimator(Protocol):
-    """States [n, d] and signs [n] to a direction; `spread` (a scalar) is the scale below which a difference counts as
-    none."""
+    """States [n, d] and signs [n] to a direction.
 
-    def __call__(self, states: jax.Array, sign: jax.Array, *, spread: jax.Array | None = None) -> Direction: ...
+    `spread` (a scalar) is the scale on which a difference counts as none. `fold` [n] (0…K−1, or −1 for a sample that is
+    never held out) are question-grouped folds for a choice of the estimator's own, such as a penalty.
+    """
+
+    def __call__(
+        self, states: jax.Array, sign: jax.Array, *, spread: jax.Array | None = None, fold: jax.Array | None = None
+    ) -> Direction: ...
 
 
 def trimmed_mean(x: jax.Array, proportion: float = 0.1, mask: jax.Array | None = None) -> jax.Array:
@@ -82,7 +89,12 @@ def _cut_value(x: jax.Array, use: jax.Array, cut: jax.Array) -> jax.Array:
 
 
 def fit_mean_difference(
-    states: jax.Array, sign: jax.Array, *, trim: float = 0.1, spread: jax.Array | None = None
+    states: jax.Array,
+    sign: jax.Array,
+    *,
+    trim: float = 0.1,
+    spread: jax.Array | None = None,
+    fold: jax.Array | None = None,
 ) -> Direction:
     """v ∝ tm(H₊) − tm(H₋), the per-dimension trimmed means of the poles (method, section 4).
 
@@ -91,9 +103,11 @@ def fit_mean_difference(
       sign: [n], +1 / −1, 0 = left out.
       trim: share cut at each end of every column.
       spread: scale of the states against which a difference counts as none; None = their own.
+      fold: not used.
     Returns:
       Direction. `ok` is False, and the vector 0, when a pole is empty or the means do not differ.
     """
+    del fold
     states = shifted(states)
     spread = rms_spread(states, sign != 0) if spread is None else spread
     difference = trimmed_mean(states, trim, sign > 0) - trimmed_mean(states, trim, sign < 0)

@@ -76,7 +76,7 @@ def cross_validated_projections(
       states: [n, d].
       sign, fold: [n].
       n_folds: K.
-      estimator: how a direction is fitted.
+      estimator: how a direction is fitted. It gets the folds too, for choices of its own; what is held out has sign 0.
       covariates: [n, c] taken out of the states, with coefficients fitted on the training samples, before the
       direction is fitted.
     Returns:
@@ -88,7 +88,7 @@ def cross_validated_projections(
     def one_fold(f: jax.Array):
         training = jnp.where(fold == f, 0, sign)
         h = states if covariates is None else residualise(states, covariates, training != 0)
-        direction = estimator(h, training, spread=scale)
+        direction = estimator(h, training, spread=scale, fold=fold)
         x = standardise(einsum("nd,d->n", h, direction.vector), training)
         return jnp.where(direction.ok, x, 0.0), direction
 
