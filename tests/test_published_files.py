@@ -224,6 +224,8 @@ ONE = record("L0/mean", [0], [0.9, 0.8])
         ([ONE | {"mean_accuracy": "high"}], "could not convert"),
         ([ONE | {"mean_accuracy": 0.84}], "its mean auc is recorded as 0.84, and that of its axes is 0.85"),
         ([ONE | {"mean_dprime": NAN}], "its mean dprime is recorded as nan"),
+        ([record("L0/mean", [0], [NAN, 0.8], mean_accuracy=0.4)], "recorded as 0.4, and that of its axes is 0.8"),
+        ([record("L0/mean", [0], [NAN, 0.8], mean_accuracy=0.8), ONE], "two configurations have the same name"),
         ([ONE | {"strategy": 3}], "have to be text"),
         ([ONE, ONE], "two configurations have the same name"),
         ([ONE, record("L1/mean", [1], [0.9])], "configuration 2: its axes are not those of configuration 1: a0_b0"),
