@@ -97,7 +97,8 @@ def test_constant_and_collinear_columns_do_no_harm(rng):
     np.testing.assert_allclose(direction.vector, np.array([1, 2, 0, -1]) / np.sqrt(6), atol=1e-5)
 
 
-def test_residualise_equals_least_squares_fitted_on_some_rows(rng):
+def test_residualise_equals_least_squares_fitted_on_some_rows(fixed_rng):
+    rng = fixed_rng  # of 1,700 draws the worst had .93 of the tolerance, the median .26
     covariates = rng.normal(size=(40, 4))
     covariates[:, 1] = covariates[:, 0] + 5e-3 * covariates[:, 1]  # nearly collinear: kept
     states = rng.normal(size=(40, 5)) + 100 * covariates[:, :1]
