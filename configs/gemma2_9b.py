@@ -4,9 +4,11 @@
     python scripts/measure.py --config=configs/gemma2_9b.py --workdir=runs/gemma2_9b
 
 Memory: 18.5 GB of weights and 7 GB of cache for 64 rows: one 40 GB device, or several smaller
-ones with --config.mesh_model=N. Time, by arithmetic and not yet measured: 590 responses are about 2,200 decode steps,
-each at least as long as one reading of the weights (8 ms at 2 TB/s), so under a minute of decoding; loading, compiling
-and reading again add a few minutes.
+ones with --config.mesh_model=N. Calibrating takes the room of the weights twice, for a control with random weights,
+for which 40 GB are too few; --config.random_weights=False does without it.
+Time, by arithmetic and not yet measured: 590 responses are about 2,200 decode steps, each at least as long as one
+reading of the weights (8 ms at 2 TB/s), so under a minute of decoding; loading, compiling and reading again add a few
+minutes.
 It has no system role: instructions go in front of the first user message, a blank line between.
 """
 

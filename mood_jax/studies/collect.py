@@ -202,9 +202,13 @@ def open_unit(path: Path) -> Collected:
         records = json.loads(tensors.pop("records").tobytes())
         if not all(isinstance(r["id"], str) for r in records):
             raise ValueError("a record without an id")
+        # In the order in which they were made; the file has an order of its own.
+        states = {c: tensors.pop(f"states.{c}") for c in conditions(True, True) if f"states.{c}" in tensors}
+        if tensors or not states:
+            raise ValueError(f"tensors {', '.join(tensors) or 'none'}")
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path} is damaged ({e}); make it again or restore it") from e
-    return Collected(records, {c.partition(".")[2]: s for c, s in tensors.items()})
+    return Collected(records, states)
 
 
 def _finished_units(

@@ -147,12 +147,11 @@ def grid_store(config: Any, workdir: Path) -> StateStore:
     source = source_bank(config)
     axes = chosen_axes(config, source)
     folder = workdir / "units" / "ablation"
-    if is_finished(folder):
-        store = open_store(folder)
-        if _fits(config, source, axes, store):
-            made = store.settings["model"]
-            print(f"states: {folder}, of {made['name']} ({made['fingerprint'][:8]}…); the model is not loaded")
-            return store
+    store = _opened(folder)
+    if store is not None and _fits(config, source, axes, store):
+        made = store.settings["model"]
+        print(f"states: {folder}, of {made['name']} ({made['fingerprint'][:8]}…); the model is not loaded")
+        return store
     model = load(config)
     asking = _protocol(config, readouts.grid(model.config.n_layers, config.state_dtype), config.calibration_tokens)
     made_from = calibrate.collected_from(model, source, axes, asking, config.samples)
@@ -166,6 +165,14 @@ def grid_store(config: Any, workdir: Path) -> StateStore:
         settings=made_from,
         label="ablation",
     )
+
+
+def _opened(folder: Path) -> StateStore | None:
+    """A finished collection; None where there is none, or one with parts missing, which are then made."""
+    try:
+        return open_store(folder) if is_finished(folder) else None
+    except UserError:
+        return None
 
 
 def _fits(config: Any, source: bank.Bank, axes: tuple[bank.Axis, ...], store: StateStore) -> bool:

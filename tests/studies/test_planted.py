@@ -43,6 +43,15 @@ def test_the_dead_axis_is_found_and_the_others_are_real(calibration, truth):
     assert {axis for axis, v in verdicts.items() if v == "real"} == set(verdicts) - dead
 
 
+def test_what_shows_is_not_there_without_training_nor_on_some_questions_alone(calibration):
+    """Random weights tell the instructions apart, whatever they say, but hardly the responses to them."""
+    for block in calibration.evidence:
+        assert block["random_in_context"]["auc"] > 0.95
+        if block["verdict"] == "real":
+            assert block["random_re_read"]["auc"] < block["re_read"]["auc"] - 0.15
+            assert block["cross_set_cosine"]["A-eval"] > 0.7
+
+
 def test_planted_signs_and_amounts_come_out(model, calibration, truth):
     profile = mj.profile(model, calibration, seed=1, samples=3, scale="pole", **TOKENS)
     axes = [a.axis.id for a in profile.axes if a.axis.id not in dead_axes(truth)]

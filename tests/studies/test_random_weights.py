@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-import jax
 import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import mood_jax as mj
 from mood_jax import bank, probes
 from mood_jax import readout as readouts
 from mood_jax.generation import engine
 from mood_jax.generation.model import random_weights
+from mood_jax.models import families
 from mood_jax.models.checkpoint import flatten
-from mood_jax.models.decoder import init_params
 from mood_jax.studies import calibrate
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 from mood_jax.studies.store import collect_grid, open_store
@@ -42,25 +45,27 @@ def control(model) -> mj.Model:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
-def test_parameters_are_those_of_a_fresh_decoder(tmp_path, family):
-    """As `init_params` makes them: the same constants (Gemma's norms store w − 1), the same spread of the others."""
+def test_parameters_are_initialised_as_transformers_initialises_them(tmp_path, family):
+    """The same constants (norms, of which Gemma stores w − 1, and biases), the same spread of all others."""
     model = mj.load_model(str(checkpoint(tmp_path, family)), dtype="bfloat16")
     got, like = flatten(random_weights(model, 0).params), flatten(model.params)
-    want = flatten(init_params(model.config, jax.random.key(0)))
-    assert set(got) == set(like) == set(want)
+    hf = AutoConfig.from_pretrained(tmp_path)
+    reference = AutoModelForCausalLM.from_config(hf, dtype=torch.float32).state_dict()
+    names = families.FAMILIES[family].tensor_names(model.config)
+    assert set(got) == set(like) == set(names.values())
     constants = 0
-    for path, x in got.items():
+    for name, path in names.items():
+        x, fresh = got[path], reference[name].numpy()
         assert (x.shape, x.dtype, x.sharding) == (like[path].shape, like[path].dtype, like[path].sharding)
-        values, fresh = np.asarray(x, np.float32), np.asarray(want[path])
+        values = np.asarray(x, np.float32)
         if fresh.std() == 0:
-            np.testing.assert_array_equal(values, fresh)
+            np.testing.assert_array_equal(values.ravel(), fresh.ravel())
             constants += 1
-        else:  # seed 0: the spread of 1 000 and more numbers
+        else:  # seed 0 of ours, and 2 048 numbers and more: 10 % are 6 standard errors
             assert values.std() == pytest.approx(0.02, rel=0.1)
-            assert abs(values.mean()) < 0.002
             assert fresh.std() == pytest.approx(0.02, rel=0.1)
-    norms = 17 if family == "gemma2" else 9
-    assert constants == norms + (12 if family == "qwen2" else 0)
+            assert abs(values.mean()) < 0.003
+    assert constants == {"llama": 9, "qwen2": 9 + 12, "gemma2": 17}[family]
 
 
 def test_every_parameter_and_every_seed_has_numbers_of_its_own(model, control):
@@ -82,32 +87,30 @@ def test_it_is_spoken_to_alike_and_never_taken_for_the_checkpoint(model, control
 
 
 SHARDED = """
-import json, sys
-import jax, numpy as np
+import sys
 import mood_jax as mj
 from mood_jax.generation.model import random_weights
 from mood_jax.models.checkpoint import flatten
+from tests.studies.test_random_weights import digest
 
-first = None
-for data, model in ((1, 1), (2, 2)):
-    m = mj.load_model(sys.argv[1], dtype="float32", mesh=mj.make_mesh(data, model))
-    found, like = flatten(random_weights(m, 0).params), flatten(m.params)
-    alike = all(x.sharding == like[p].sharding for p, x in found.items())
-    spread = sum(len(x.sharding.device_set) > 1 and not x.is_fully_replicated for x in found.values())
-    values = {p: np.asarray(x) for p, x in found.items()}
-    first = values if first is None else first
-    print(json.dumps([alike, spread, all(np.array_equal(x, first[p]) for p, x in values.items())]))
+m = mj.load_model(sys.argv[1], dtype="float32", mesh=mj.make_mesh(2, 2))
+found, like = flatten(random_weights(m, 3).params), flatten(m.params)
+assert all(x.sharding == like[p].sharding for p, x in found.items())
+assert any(len(x.sharding.device_set) == 4 and not x.is_fully_replicated for x in found.values())
+print(digest(found))
 """
 
 
-def test_on_a_mesh_it_is_spread_like_the_model_and_has_the_same_numbers(model):
+def digest(params: Mapping[str, Any]) -> str:
+    return hashlib.sha256(b"".join(np.asarray(params[p]).tobytes() for p in sorted(params))).hexdigest()
+
+
+def test_on_a_mesh_it_is_spread_like_the_model_and_has_the_same_numbers(model, control):
     env = environment(XLA_FLAGS="--xla_force_host_platform_device_count=4")
     folder = str(model.checkpoint.folder)
     done = subprocess.run([sys.executable, "-c", SHARDED, folder], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    (alike, spread, same), (alike_4, spread_4, same_4) = (json.loads(line) for line in done.stdout.splitlines())
-    assert alike and alike_4 and same and same_4  # noqa: PT018
-    assert (spread, spread_4 > 0) == (0, True)
+    assert done.stdout.split() == [digest(flatten(control.params))]
 
 
 # What it reads
@@ -182,8 +185,8 @@ def test_units_hold_it_and_a_run_without_it_does_not_take_them(model, control, f
 
 
 def test_a_grid_may_have_it_too(model, control, tmp_path):
-    grid = readouts.Grid(("embed", "final_norm"), ("mean",), dtype="bfloat16")
-    p = replace(protocol(), readout=grid)
+    readout = protocol().readout  # whose programs are compiled
+    p = replace(protocol(), readout=readouts.Grid(readout.sites, readout.reducers, dtype="bfloat16"))
     store = collect_grid(model, asks(), p, control=control, folder=tmp_path, label=None)
     assert list(store.conditions) == CONDITIONS
     opened = open_store(tmp_path)
@@ -229,17 +232,6 @@ def test_evidence_is_given_its_states_each_site_divided_by_their_own_rms(monkeyp
     assert asked["random_weights"] is None
     np.testing.assert_array_equal(plain.calibration.site_rms, done.calibration.site_rms)
     np.testing.assert_array_equal(plain.calibration.directions, done.calibration.directions)
-
-
-def test_the_evidence_says_what_random_weights_separate():
-    """Noise: the intervals hold .5 in both conditions. The seed is fixed, since of such intervals 1 in 20 does not."""
-    done = calibrate.analyse(AXES, planted(), PROTOCOL, {}).calibration
-    for block in done.evidence:
-        for name in ("random_in_context", "random_re_read"):
-            low, high = block[name]["auc_ci95"]
-            assert low < 0.5 < high
-    assert [b["verdict"] for b in done.evidence] == ["real", "dead"]
-    json.dumps(done.evidence, allow_nan=False)
 
 
 @pytest.fixture(scope="module")
