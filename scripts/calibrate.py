@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mood_jax import cli
-from mood_jax.reports import runs, tables
+from mood_jax.reports import evidence, runs, tables
 from mood_jax.studies import calibrate, save
 from mood_jax.studies import config as study
 
@@ -31,6 +31,8 @@ def main(config: Any, workdir: Path) -> None:
     text = tables.calibration_table(done.calibration)
     runs.calibration_run(workdir / "tensorboard", done, text)
     clock.mark("calibrate")
+    block = evidence.calibration_evidence(done.calibration)
+    print(f"\n{block}" if block else "")
     print(f"\n{config.model}: {protocol.readout.describe()}\n\n{text}\n")
     why = tables.reasons([a.id for a in done.calibration.axes], list(done.calibration.evidence))
     print(f"{why}\n\n" if why else "", end="")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mood_jax import cli
-from mood_jax.reports import runs, tables
+from mood_jax.reports import evidence, runs, tables
 from mood_jax.studies import config as study
 from mood_jax.studies import find, profile, save
 
@@ -35,6 +35,8 @@ def main(config: Any, workdir: Path) -> None:
     text = tables.profile_table(measured)
     runs.profile_run(workdir / "tensorboard", measured, text)
     clock.mark("measure")
+    block = evidence.profile_evidence(measured, calibration)
+    print(f"\n{block}" if block else "")
     print(f"\n{config.model}: {protocol.readout.describe()}; scores scaled by {config.scale}\n\n{text}\n")
     why = tables.reasons([a.axis.id for a in measured.axes], [a.evidence for a in measured.axes])
     notes = "\n".join(f"  note: {n}" for n in measured.notes)

@@ -5,11 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mood_jax.artifacts import Calibration, Profile
 from mood_jax.console import table
+from mood_jax.reports.tables import MISSING
 
 _COLUMNS = 8  # axes side by side in 100 columns
 _WIDTH = 8
 Block = Mapping[str, Any]
+
+
+def calibration_evidence(calibration: Calibration) -> str:
+    """The block of a calibration, with the centre and the scale of its scores; empty where nothing was measured."""
+    scaling = calibration.scaling
+    blocks = [
+        {**e, "centre": float(scaling.median[k]), "scale": float(scaling.iqr[k])} if e else {}
+        for k, e in enumerate(calibration.evidence)
+    ]
+    return evidence_table([a.positive for a in calibration.axes], blocks)
+
+
+def profile_evidence(profile: Profile, calibration: Calibration) -> str:
+    """The block of the calibration that a profile was scored with, and how many of its scores a display of ±1 clips."""
+    scaling = calibration.scaling
+    blocks = [
+        {**a.evidence, "centre": float(scaling.median[k]), "scale": float(scaling.iqr[k])}
+        | {"clip_rate": a.summary[a.scale]["clip_rate"]}
+        if a.evidence
+        else {}
+        for k, a in enumerate(profile.axes)
+    ]
+    return evidence_table([a.axis.positive for a in profile.axes], blocks)
 
 
 def evidence_table(axes: Sequence[str], blocks: Sequence[Block]) -> str:
@@ -18,22 +43,34 @@ def evidence_table(axes: Sequence[str], blocks: Sequence[Block]) -> str:
     Args:
         axes: a short name each, such as the positive pole.
         blocks: what `probes.evidence` returns, with what `studies.calibrate` adds.
+    Returns:
+        The table with its legend; empty where no axis has any evidence.
     """
     rows = [(label, [_cell(show, b) for b in blocks]) for label, show in _ROWS]
-    rows = [(label, cells) for label, cells in rows if any(c != "–" for c in cells)]
+    kept, parent = [], False
+    for label, cells in rows:
+        there = any(c != MISSING for c in cells)
+        if label.startswith("  "):
+            there = there and parent  # what belongs to a row that is not there
+        else:
+            parent = there
+        if there:
+            kept.append((label, cells))
+    if not kept:
+        return ""
     parts = []
     for start in range(0, len(axes), _COLUMNS):
         some = slice(start, start + _COLUMNS)
-        header = ["", *(_short(a) for a in axes[some])]
-        parts.append(table(header, [[label, *cells[some]] for label, cells in rows]))
-    return "\n\n".join(parts)
+        header = ["held-out evidence", *(_short(a) for a in axes[some])]
+        parts.append(table(header, [[label, *cells[some]] for label, cells in kept]))
+    return "\n\n".join([*parts, LEGEND])
 
 
 def _cell(show: Callable[[Block], str | None], block: Block) -> str:
     try:
-        return show(block) or "–"
+        return show(block) or MISSING
     except KeyError:  # not measured
-        return "–"
+        return MISSING
 
 
 def _short(name: str) -> str:
@@ -44,7 +81,7 @@ def number(value: float | None, digits: int = 2) -> str | None:
     """.93, −.07, 1.00, 12.30: two digits without a leading zero."""
     if value is None:
         return None
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.0e}"
     text = text.replace("-", "−")
     return text.replace("0.", ".", 1) if text.removeprefix("−").startswith("0.") else text
 
@@ -54,7 +91,7 @@ def _interval(ends: Sequence[float]) -> str:
 
 
 def _p(value: float) -> str:
-    return "<.001" if value < 0.001 else number(value, 3) or "–"
+    return "<.001" if value < 0.001 else number(value, 3) or MISSING
 
 
 def _auc(condition: str) -> Callable[[Block], str | None]:
@@ -118,11 +155,15 @@ _ROWS: tuple[tuple[str, Callable[[Block], str | None]], ...] = (
     ("cosine A, B", _cross("A-B")),
     ("cosine A, C", _cross("A-C")),
     ("cosine B, C", _cross("B-C")),
+    ("centre (median)", lambda b: number(b["centre"])),
+    ("scale (IQR)", lambda b: number(b["scale"])),
+    ("clipped at ±1, %", lambda b: f"{100 * b['clip_rate']:.0f}"),
     ("top-5 coordinates", lambda b: number(b["in_context"]["top5_share"])),
 )
 
 LEGEND = """\
-All but 'in sample' is on held-out questions. random dirs.: percentile of the re-read AUC among random
-directions of the same covariance. words alone: bag-of-words AUC of the texts. texts × states: seen = both
-differ, blind = texts only, suppr. = states only, dead = neither. random weights: the same responses read by
-a model of this shape with fresh parameters. ceiling: the cosine to expect between two question sets."""
+All but 'in sample' is on held-out questions. random dirs.: percentile of the re-read AUC among
+random directions of the same covariance. words alone: bag-of-words AUC of the texts. texts × states:
+seen = both differ, blind = texts only, suppr. = states only, dead = neither. random weights: the
+responses as read by a model of this shape with fresh parameters. ceiling: the cosine to expect
+between two sets of questions."""
