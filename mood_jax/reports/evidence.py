@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -161,9 +162,10 @@ _ROWS: tuple[tuple[str, Callable[[Block], str | None]], ...] = (
     ("top-5 coordinates", lambda b: number(b["in_context"]["top5_share"])),
 )
 
-LEGEND = """\
-All but 'in sample' is on held-out questions. random dirs.: percentile of the re-read AUC among
-random directions of the same covariance. words alone: bag-of-words AUC of the texts. texts × states:
-seen = both differ, blind = texts only, suppr. = states only, dead = neither. random weights: the
-responses as read by a model of this shape with fresh parameters. ceiling: the cosine to expect
-between two sets of questions."""
+LEGEND = textwrap.fill(
+    "All but 'in sample' is on held-out questions. random dirs.: percentile of the re-read AUC among random directions "
+    "of the same covariance. words alone: bag-of-words AUC of the texts. texts × states: seen = both differ, blind = "
+    "texts only, suppr. = states only, dead = neither. random weights: the responses as read by a model of this shape "
+    "with fresh parameters. ceiling: the cosine to expect between two sets of questions.",
+    100,
+)
