@@ -13,12 +13,26 @@ import numpy as np
 from jax import lax
 
 from mood_jax.probes.arrays import einsum, map_in_batches
-from mood_jax.probes.folds import grouped_folds
-from mood_jax.probes.resampling import heldout
-from mood_jax.probes.separation import auc, safe_ratio
-from mood_jax.probes.spans import centred_gram, held_out_span, pole_contrast
+from mood_jax.probes.directions import fit_mean_difference
+from mood_jax.probes.folds import TIE, encode, grouped_folds
+from mood_jax.probes.resampling import (
+    REFITTED_DRAWS,
+    bootstrap_counts,
+    bootstrap_indices,
+    cross_validated_projections,
+    heldout,
+    interval,
+    masked_variance,
+)
+from mood_jax.probes.separation import auc, pair_order, pole_weights, safe_ratio
+from mood_jax.probes.spans import centred_gram, held_out_mean_difference, held_out_span, pole_contrast
 
 _DRAWS_AT_ONCE = 128
+_UNTRIMMED = functools.partial(fit_mean_difference, trim=0.0)  # one object, so that one program serves every call
+# Two responses are of matched length when their token counts differ by at most this share of the longer one.
+MATCHED_WITHIN = 0.1
+# A matched AUC of fewer effective responses a pole than this has a standard error above .19, and says nothing.
+MATCHED_MIN = 5.0
 
 
 def length_covariates(n_tokens: jax.Array, cut: jax.Array) -> jax.Array:
@@ -41,14 +55,15 @@ def length_only_auc(
     seed: int = 0,
     n_boot: int = 2000,
 ) -> dict:
-    """Held-out separation by the token count alone: the one-dimensional state, its sign chosen on the training folds.
+    """Held-out separation by the token count alone: the one-dimensional state, its sign chosen on the training folds by
+    the untrimmed mean difference.
 
     Returns:
       as `resampling.heldout`, and raw_auc: the AUC of the plain count, > .5 where the positive pole's responses are
       longer.
     """
     count = jnp.asarray(n_tokens, jnp.float32)
-    out = heldout(count[:, None], sign, question, k=k, seed=seed, n_boot=n_boot)
+    out = heldout(count[:, None], sign, question, k=k, seed=seed, n_boot=n_boot, estimator=_UNTRIMMED)
     return out | {"raw_auc": auc(count, jnp.asarray(sign))}
 
 
@@ -72,6 +87,140 @@ def length_residualised(
     """
     covariates = np.asarray(length_covariates(jnp.asarray(n_tokens), jnp.asarray(cut)))
     return heldout(states, sign, question, k=k, seed=seed, n_boot=n_boot, covariates=covariates)
+
+
+def matched_classes(n_tokens: jax.Array, cut: jax.Array) -> jax.Array:
+    """[3, n, n]: pairs (i, j) of matched length where both are equally long, i is longer, j is longer; 1 or 0.
+
+    Matched: the counts differ by at most `MATCHED_WITHIN` of the larger, and both responses ended, or neither did (a
+    response that the budget stopped is not as long as its count says, and its last state is mid-sentence).
+    """
+    count, cut = jnp.asarray(n_tokens, jnp.float32), jnp.asarray(cut).astype(bool)
+    left, right = count[:, None], count[None, :]
+    near = jnp.abs(left - right) <= MATCHED_WITHIN * jnp.maximum(left, right)
+    matched = near & (cut[:, None] == cut[None, :])
+    classes = jnp.stack([left == right, left > right, left < right]) & matched[None]
+    return classes.astype(jnp.float32)
+
+
+def balanced_auc(hits: jax.Array, pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """AUC over the three classes of matched pairs, the two unequal ones weighted alike; elementwise.
+
+    Tolerance alone does not match: where one pole is longer, it is the longer one in most pairs within 10 % too, and
+    states that encode nothing but the count order these pairs. So the class that has more pairs (positive longer, or
+    negative longer) is weighted down to the other: any increasing or decreasing function of the count then has an AUC
+    of exactly ½. Where a pole is always the longer one no unequal pair is left.
+
+    Args:
+      hits: [3, ...] weight of the pairs in order.
+      pairs: [3, ...] weight of all pairs.
+    Returns:
+      AUC, and the effective number of pairs.
+    """
+    both = jnp.minimum(pairs[1], pairs[2])
+    effective = pairs[0] + 2.0 * both
+    longer, shorter = (safe_ratio(hits[c], pairs[c], 0.5) for c in (1, 2))
+    return safe_ratio(hits[0] + both * (longer + shorter), effective, 0.5), effective
+
+
+def length_matched(
+    x: jax.Array,
+    sign: jax.Array,
+    question: jax.Array,
+    fold: jax.Array,
+    n_tokens: jax.Array,
+    cut: jax.Array,
+    counts: jax.Array,
+    gram: jax.Array,
+    n_folds: int,
+) -> dict:
+    """AUC of held-out projections over pairs of matched length, with a question-clustered bootstrap interval.
+
+    The states are as they are, and a direction may have learned length in training; pairs of responses of one length
+    cannot show it. Pairs run across questions. Beside `length_residualised`, this supposes no form (linear,
+    logarithmic) in which states encode length, and pays with pairs.
+
+    Args:
+      x: [n] standardised held-out projections.
+      sign, question, fold, n_tokens, cut: [n].
+      counts: [B, Q] question weights from `resampling.bootstrap_counts`.
+      gram: [n, n] of the states; the interval averages the variance of fixed and of refitted directions, as the head
+      of `resampling.py` says.
+      n_folds: K.
+    Returns:
+      auc, auc_ci95; pairs: their effective number (see `balanced_auc`), share: of all pairs; ok: False, and auc .5,
+      where fewer than `MATCHED_MIN` effective responses (Σw)²/Σw² of either pole take part.
+    """
+    classes = matched_classes(n_tokens, cut)
+    member = (question[:, None] == jnp.arange(counts.shape[1])[None, :]).astype(x.dtype)
+    pos, neg, _ = pole_weights(sign)
+    pairs = classes * (pos[:, None] * neg[None, :])[None]
+    hits = pairs * pair_order(x, TIE)[None]
+    value, effective = balanced_auc(jnp.sum(hits, axis=(1, 2)), jnp.sum(pairs, axis=(1, 2)))
+
+    by_question = einsum("nq,tcnm,mr->tcqr", member, jnp.stack([hits, pairs]), member)
+    drawn_hits, drawn_pairs = einsum("tcbr,br->tcb", einsum("bq,tcqr->tcbr", counts, by_question), counts)
+    fixed, fixed_pairs = balanced_auc(drawn_hits, drawn_pairs)
+
+    def refitted(count: jax.Array) -> jax.Array:
+        drawn = sign * count[jnp.maximum(question, 0)]
+        order = pair_order(held_out_mean_difference(gram, drawn, fold, n_folds), TIE)
+        pos, neg, _ = pole_weights(drawn)
+        weights = classes * (pos[:, None] * neg[None, :])[None]
+        return jnp.stack(balanced_auc(jnp.sum(weights * order[None], axis=(1, 2)), jnp.sum(weights, axis=(1, 2))))
+
+    refit, refit_pairs = map_in_batches(refitted, counts[:REFITTED_DRAWS], _DRAWS_AT_ONCE).T
+    variance = 0.5 * (masked_variance(fixed, fixed_pairs > 0) + masked_variance(refit, refit_pairs > 0))
+
+    total = jnp.sum(pairs, axis=(1, 2))
+    kept = safe_ratio(jnp.minimum(total[1], total[2]), total, 1.0).at[0].set(1.0)  # weight of a pair, by class
+    weights = jnp.sum(pairs * kept[:, None, None], axis=0)
+    responses = [
+        safe_ratio(jnp.square(jnp.sum(w)), jnp.sum(jnp.square(w)), 0.0) for w in (weights.sum(1), weights.sum(0))
+    ]
+    ok = jnp.minimum(*responses) >= MATCHED_MIN
+    return {
+        "auc": jnp.where(ok, value, 0.5),
+        "auc_ci95": jnp.where(ok, interval(value, jnp.sqrt(variance), effective), jnp.array([0.0, 1.0])),
+        "pairs": effective,
+        "share": safe_ratio(effective, jnp.sum(pos) * jnp.sum(neg), 0.0),
+        "ok": ok,
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("n_folds", "n_questions", "n_boot"))
+def _length_matched(states, sign, question, fold, n_tokens, cut, key, *, n_folds, n_questions, n_boot):
+    held = cross_validated_projections(states, sign, fold, n_folds=n_folds)
+    counts = bootstrap_counts(bootstrap_indices(key, n_boot, n_questions))
+    gram = centred_gram(states, sign)
+    return length_matched(held.x, sign, question, fold, n_tokens, cut, counts, gram, n_folds)
+
+
+def length_matched_auc(
+    states: jax.Array | np.ndarray,
+    sign: Sequence[int] | np.ndarray,
+    question: Sequence | np.ndarray,
+    n_tokens: Sequence[int] | np.ndarray,
+    cut: Sequence[bool] | np.ndarray,
+    *,
+    k: int = 5,
+    seed: int = 0,
+    n_boot: int = 2000,
+) -> dict:
+    """`length_matched` of the held-out mean difference of one axis: states [n, d], the others [n]."""
+    fold, code = grouped_folds(question, k, seed), encode(question)
+    return _length_matched(
+        jnp.asarray(states, jnp.float32),
+        jnp.asarray(sign, jnp.int32),
+        jnp.asarray(code),
+        jnp.asarray(fold),
+        jnp.asarray(n_tokens, jnp.float32),
+        jnp.asarray(cut),
+        jax.random.key(seed),
+        n_folds=int(fold.max()) + 1,
+        n_questions=int(code.max()) + 1,
+        n_boot=n_boot,
+    )
 
 
 def cutoff_share(cut: jax.Array, sign: jax.Array) -> tuple[jax.Array, jax.Array]:

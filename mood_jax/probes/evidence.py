@@ -5,7 +5,7 @@ no probe counts, so that one program serves them all.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,14 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mood_jax.errors import UserError
+from mood_jax.probes.comparisons import half_splits, split_half
 from mood_jax.probes.controls import (
     cutoff_share,
     length_covariates,
+    length_matched,
     percentile_among,
     random_direction_aucs,
     top_k_share,
 )
-from mood_jax.probes.directions import fit_mean_difference
+from mood_jax.probes.directions import Estimator, fit_mean_difference
+from mood_jax.probes.estimators import estimator as estimator_named
 from mood_jax.probes.folds import encode, grouped_folds
 from mood_jax.probes.permutation import pole_swaps, swap_p
 from mood_jax.probes.resampling import (
@@ -32,15 +35,26 @@ from mood_jax.probes.resampling import (
 )
 from mood_jax.probes.separation import auc, dprime
 from mood_jax.probes.spans import centred_gram, residual_grams
-from mood_jax.probes.verdicts import verdict
+from mood_jax.probes.verdicts import manipulation, verdict
+from mood_jax.probes.words import gram_projections, words_of
 
-# Axes go through the program in groups of this many, which bounds the memory of the residualised copies (K per axis).
+# Axes go through the program in groups of at most this many, whose residualised copies (K an axis and condition) take
+# at most so many bytes.
 _AXES_AT_ONCE = 16
+_BYTES_AT_ONCE = 2**29
 
 
-@functools.partial(jax.jit, static_argnames=("n_folds", "trim", "n_boot", "n_random"))
-def _evidence(axes: dict[str, Any], key: jax.Array, *, n_folds: int, trim: float, n_boot: int, n_random: int) -> dict:
-    estimator = functools.partial(fit_mean_difference, trim=trim)
+def _estimator(name: str, n_folds: int, trim: float) -> Estimator:
+    if name == "mean_difference":
+        return functools.partial(fit_mean_difference, trim=trim)
+    return estimator_named(name, n_folds)
+
+
+@functools.partial(jax.jit, static_argnames=("n_folds", "estimator", "trim", "n_boot", "n_random"))
+def _evidence(
+    axes: dict[str, Any], key: jax.Array, *, n_folds: int, estimator: str, trim: float, n_boot: int, n_random: int
+) -> dict:
+    fit = _estimator(estimator, n_folds, trim)
     boot_key, random_key = jax.random.split(key)
 
     def one_axis(axis: dict[str, Any]) -> dict:
@@ -51,46 +65,76 @@ def _evidence(axes: dict[str, Any], key: jax.Array, *, n_folds: int, trim: float
 
         states, n_tokens, cut = axis["re_read"], axis["n_tokens"], axis["cut"]
         covariates = length_covariates(n_tokens, cut)
-        # Every condition goes through one vmapped program, which compiles once. The token count is a state with one
-        # coordinate; taking out covariates that are all 0 takes out an intercept, which no direction sees.
-        conditions = {
-            "re_read": (states, jnp.zeros_like(covariates)),
-            "length_residualised": (states, covariates),
-            "length_only": (jnp.zeros_like(states).at[:, 0].set(n_tokens), jnp.zeros_like(covariates)),
-        }
-        if "in_context" in axis:
-            conditions["in_context"] = (axis["in_context"], jnp.zeros_like(covariates))
+        # Every condition goes through one vmapped program, which compiles once. Taking out covariates that are all 0
+        # takes out an intercept, which no direction sees.
+        conditions = {"re_read": (states, jnp.zeros_like(covariates)), "length_residualised": (states, covariates)}
+        plain = ("in_context", "random_in_context", "random_re_read")
+        conditions |= {name: (axis[name], jnp.zeros_like(covariates)) for name in plain if name in axis}
 
-        def separate(states: jax.Array, covariates: jax.Array) -> dict:
+        def project(states: jax.Array, covariates: jax.Array) -> dict:
             held = cross_validated_projections(
-                states, sign, fold, n_folds=n_folds, estimator=estimator, covariates=covariates
+                states, sign, fold, n_folds=n_folds, estimator=fit, covariates=covariates
             )
-            gram = residual_grams(centred_gram(states, sign), covariates, sign, fold, n_folds)
-            return evaluate(held.x, sign, question, fold, counts, gram, n_folds) | {
+            gram = centred_gram(states, sign)
+            return {
+                "x": held.x,
                 "gram": gram,
+                "grams": residual_grams(gram, covariates, sign, fold, n_folds),
                 "ok": held.ok,
                 "in_sample_auc": auc(held.in_sample, sign),
                 "in_sample_dprime": dprime(held.in_sample, sign),
                 "top5_share": top_k_share(held.vector, 5),
             }
 
-        stacked = jax.vmap(separate)(*(jnp.stack(parts) for parts in zip(*conditions.values(), strict=True)))
-        tested = stacked.pop("gram")[:2]
+        stacked = jax.vmap(project)(*(jnp.stack(parts) for parts in zip(*conditions.values(), strict=True)))
+        x, gram, grams = stacked.pop("x"), stacked.pop("gram"), stacked.pop("grams")
+        tested = grams[:2]
+        out = {name: jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i, name in enumerate(conditions)}
+        # Of the words there is a Gram matrix only, and the token count is a state with one coordinate.
+        used = (sign != 0).astype(n_tokens.dtype)
+        count = n_tokens - jnp.sum(n_tokens * used) / jnp.maximum(jnp.sum(used), 1.0)
+        controls = {"length_only": count[:, None] * count[None, :]}
+        if "words" in axis:
+            controls["bag_of_words"] = axis["words"]
+        others = jnp.stack(list(controls.values()))
+        held = jax.vmap(lambda gram: gram_projections(gram, sign, fold, n_folds))(others)
+        for i, name in enumerate(controls):
+            out[name] = {
+                "ok": held.ok[i],
+                "in_sample_auc": auc(held.in_sample[i], sign),
+                "in_sample_dprime": dprime(held.in_sample[i], sign),
+            }
+        others = jnp.broadcast_to(others[:, None], (len(controls), *grams.shape[1:]))
+        x, grams = jnp.concatenate([x, held.x]), jnp.concatenate([grams, others])
+        if "words" in axis:
+            tested = jnp.concatenate([tested, others[1:]])
+        separation = jax.vmap(lambda x, gram: evaluate(x, sign, question, fold, counts, gram, n_folds))(x, grams)
+        for i, block in enumerate(out.values()):
+            block |= {name: leaf[i] for name, leaf in separation.items()}
+
         p, swap_auc = jax.vmap(lambda gram: swap_p(gram, sign, question, fold, axis["swaps"], axis["valid"], n_folds))(
             tested
         )
-        out = {name: jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i, name in enumerate(conditions)}
-
-        random_aucs = random_direction_aucs(
-            centred_gram(states, sign), sign, fold, random_key, n_folds=n_folds, n_draws=n_random
-        )
+        for name, value in zip(("length_residualised", "bag_of_words"), p[1:], strict=False):
+            out[name]["p"] = value
+        random_aucs = random_direction_aucs(gram[0], sign, fold, random_key, n_folds=n_folds, n_draws=n_random)
+        halved = [i for i, name in enumerate(conditions) if name in ("re_read", "in_context")]
+        split = jax.vmap(lambda gram: split_half(gram, sign, question, axis["splits"], states.shape[1]))
+        plain_split, metric_split, shrinkage = split(jnp.stack([gram[i] for i in halved]))
         cut_pos, cut_neg = cutoff_share(cut, sign)
-        out["length_residualised"]["p"] = p[1]
-        out["length_only"]["raw_auc"] = auc(n_tokens, sign)
+        out["length_only"] |= {
+            "raw_auc": auc(n_tokens, sign),
+            "top5_share": out["length_only"]["ok"].astype(jnp.float32),
+        }
         return out | {
             "permutation": {"p": p[0], "auc": swap_auc[0]},
             "cutoff_share": {"positive": cut_pos, "negative": cut_neg},
             "random_direction_percentile": percentile_among(out["re_read"]["auc"], random_aucs),
+            "length_matched": length_matched(x[0], sign, question, fold, n_tokens, cut, counts, gram[0], n_folds),
+            "split_half_cosine": _by_condition(plain_split._asdict(), halved, list(conditions)),
+            "mahalanobis_cosine": _by_condition(
+                metric_split._asdict() | {"shrinkage": shrinkage}, halved, list(conditions)
+            ),
         }
 
     return jax.vmap(one_axis)(axes)
@@ -104,16 +148,22 @@ def evidence(
     cut: Sequence[np.ndarray],
     *,
     in_context: Sequence[np.ndarray | jax.Array] | None = None,
+    texts: Sequence[Sequence[str]] | None = None,
+    random_weights: Mapping[str, Sequence[np.ndarray | jax.Array]] | None = None,
+    estimator: str = "mean_difference",
     k: int = 5,
     seed: int = 0,
     trim: float = 0.1,
     n_boot: int = 2000,
     n_perm: int = 2000,
     n_random: int = 1000,
+    n_splits: int = 100,
 ) -> list[dict[str, Any]]:
-    """Evidence and verdict of every axis (method, section 7), by `mean_difference` directions.
+    """Evidence and verdict of every axis (method, section 7).
 
-    Each argument has one entry per axis; axes may differ in n and in questions.
+    Each argument has one entry per axis; axes may differ in n and in questions. `estimator` fits the directions of all
+    states, whose projections give the AUCs, d′ and accuracies; whatever refits many times (permutation p, bootstrap,
+    split halves), the token count and the words stay with the untrimmed mean difference, which is n × n work.
 
     Args:
       re_read: states [n, d] of the responses read without the system prompt; verdicts are judged on these.
@@ -122,20 +172,36 @@ def evidence(
       n_tokens: [n] response tokens.
       cut: [n] bool, the budget stopped the response.
       in_context: states [n, d] of the decode loop, or None.
+      texts: [n] the responses, or None.
+      random_weights: "in_context", "re_read" or both: states [n, d] of the same responses, read by a model of the same
+      config with fresh parameters; what separates there is no style of the model.
+      estimator: "mean_difference", "logistic" or "whitened".
       k: folds (one per question where there are fewer questions).
-      seed: of folds, bootstrap, permutations and random directions.
-      trim: share cut at each end by the trimmed mean.
-      n_boot, n_perm, n_random: draws.
+      seed: of folds, bootstrap, permutations, splits and random directions.
+      trim: share cut at each end by the trimmed means of "mean_difference".
+      n_boot, n_perm, n_random, n_splits: draws.
     Returns:
-      One JSON-ready dict per axis. re_read, in_context, length_residualised, length_only: each with auc, dprime,
+      One JSON-ready dict per axis.
+      re_read, in_context, length_residualised, length_only, random_in_context, random_re_read: each with auc, dprime,
       accuracy and their _ci95, auc_within_folds, ok, in_sample_auc, in_sample_dprime, top5_share; length_only also
       raw_auc (> .5 where the positive pole is longer), length_residualised also p (pole swap, unadjusted).
+      bag_of_words: the same without top5_share, and p (unadjusted), n_words, n_empty, words (`words.telling_words`).
+      length_matched, of the re-read states: auc, auc_ci95, pairs, share, ok (`controls.length_matched`).
+      split_half_cosine, mahalanobis_cosine: re_read and in_context, each mean, sd, full_length (what two directions of
+      full size would agree in: the ceiling of cross-set cosines), ok; the latter also shrinkage.
       permutation: p, p_holm, auc (the statistic), n, exact, of the re-read states. cutoff_share: positive, negative.
+      manipulation: label, reason, texts_differ, states_differ (`verdicts.manipulation`), where texts are given.
       n_samples, n_questions, random_direction_percentile, verdict, reason.
     Raises:
-      UserError: an axis with fewer than two questions, or arrays of unequal length.
+      UserError: an axis with fewer than two questions, arrays of unequal length, an unknown name.
     """
-    _check_lengths(sign, re_read=re_read, question=question, n_tokens=n_tokens, cut=cut, in_context=in_context)
+    random_weights = random_weights or {}
+    if unknown := set(random_weights) - {"in_context", "re_read"}:
+        raise UserError(f"random_weights has no {sorted(unknown)[0]!r}; use 'in_context', 're_read' or both")
+    given = {"re_read": re_read, "in_context": in_context} | {f"random_{c}": h for c, h in random_weights.items()}
+    read = {name: states for name, states in given.items() if states is not None}
+    _estimator(estimator, k, trim)  # an unknown name is an error before anything is computed
+    _check_lengths(sign, **read, question=question, n_tokens=n_tokens, cut=cut, texts=texts)
     used = [np.flatnonzero(np.asarray(s)) for s in sign]
 
     def kept(arrays: Sequence) -> list[np.ndarray]:
@@ -144,6 +210,7 @@ def evidence(
     signs = [s.astype(np.int32) for s in kept(sign)]
     codes, folds = [encode(q) for q in kept(question)], [grouped_folds(q, k, seed) for q in kept(question)]
     swaps = [pole_swaps(s, c, n_perm, seed) for s, c in zip(signs, codes, strict=True)]
+    splits = [half_splits(int(c.max()) + 1, n_splits, seed) for c in codes]
     n = max(len(s) for s in signs)
     n_questions = max(int(c.max()) + 1 for c in codes)
     n_swaps = max(len(s) for s in swaps)
@@ -158,17 +225,22 @@ def evidence(
             [np.pad(s, ((0, 0), (0, n_questions - s.shape[1])), constant_values=1) for s in swaps], n_swaps, 1, np.int32
         ),
         "valid": _stack([np.ones(len(s), bool) for s in swaps], n_swaps, False, bool),
-        "re_read": _stack(kept(re_read), n, 0, np.float32),
-    }
-    if in_context is not None:
-        axes["in_context"] = _stack(kept(in_context), n, 0, np.float32)
+        "splits": np.stack([np.pad(s, ((0, 0), (0, n_questions - s.shape[1]))) for s in splits]),
+    } | {name: _stack(kept(states), n, 0, np.float32) for name, states in read.items()}
+    words: list[dict[str, Any]] = []  # per axis
+    if texts is not None:
+        words = [words_of([some[int(i)] for i in rows], s) for some, rows, s in zip(texts, used, signs, strict=True)]
+        grams = [one.pop("gram") for one in words]
+        axes["words"] = _stack([np.pad(g, ((0, 0), (0, n - len(g)))) for g in grams], n, 0, np.float32)
     n_folds = max(int(f.max()) + 1 for f in folds)
-    size = min(len(signs), _AXES_AT_ONCE)
+    bytes_per_axis = 4 * (len(read) + 1) * (n_folds + 1) * n * axes["re_read"].shape[2]
+    n_groups = -(-len(signs) // max(1, min(_AXES_AT_ONCE, _BYTES_AT_ONCE // bytes_per_axis)))
+    size = -(-len(signs) // n_groups)
     blocks: list[dict[str, Any]] = []
     for start in range(0, len(signs), size):
         group = np.minimum(np.arange(start, start + size), len(signs) - 1)  # the last axis fills up the last group
         some = jax.tree.map(lambda leaf, group=group: leaf[group], axes)
-        options = {"n_folds": n_folds, "trim": trim, "n_boot": n_boot, "n_random": n_random}
+        options = {"n_folds": n_folds, "estimator": estimator, "trim": trim, "n_boot": n_boot, "n_random": n_random}
         stacked = jax.device_get(_evidence(some, jax.random.key(seed), **options))
         in_group = range(min(size, len(signs) - start))
         blocks += [jax.tree.map(lambda leaf, a=a: leaf[a].tolist(), stacked) for a in in_group]
@@ -177,18 +249,22 @@ def evidence(
     for block, s, c, w, p_holm in zip(blocks, signs, codes, swaps, adjusted, strict=True):
         block["permutation"] |= {"p_holm": float(p_holm), "n": len(w) - 1, "exact": len(w) <= n_perm}
         block |= {"n_samples": len(s), "n_questions": int(c.max()) + 1}
+    for block, counted in zip(blocks, words, strict=False):
+        block["bag_of_words"] |= counted
+    for block in blocks:
         judge(block)
     return blocks
 
 
 def judge(block: dict[str, Any]) -> None:
-    """Adds verdict and reason to one axis."""
+    """Adds verdict and reason to one axis, and the manipulation check where its words were counted."""
     re_read, residual, leak = block["re_read"], block["length_residualised"], block.get("in_context")
+    p_holm = block["permutation"]["p_holm"]
     block["verdict"], block["reason"] = verdict(
         ok=re_read["ok"],
         auc=re_read["auc"],
         auc_ci95=re_read["auc_ci95"],
-        p_holm=block["permutation"]["p_holm"],
+        p_holm=p_holm,
         length_auc=block["length_only"]["auc"],
         residual_auc=residual["auc"],
         residual_ci95=residual["auc_ci95"],
@@ -196,6 +272,23 @@ def judge(block: dict[str, Any]) -> None:
         in_context_auc=None if leak is None else leak["auc"],
         in_context_ci95=None if leak is None else leak["auc_ci95"],
     )
+    if "bag_of_words" in block:
+        words = block["bag_of_words"]
+        # What length alone makes of the states is no difference of style.
+        states, states_p = (residual, residual["p"]) if block["verdict"] == "length" else (re_read, p_holm)
+        block["manipulation"] = manipulation(
+            text_auc=words["auc"],
+            text_ci95=words["auc_ci95"],
+            text_p=words["p"],
+            states_auc=states["auc"],
+            states_ci95=states["auc_ci95"],
+            states_p=states_p,
+        )._asdict()
+
+
+def _by_condition(values: dict[str, jax.Array], rows: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """{name: [conditions]} → {condition: {name: scalar}}."""
+    return {names[row]: {name: leaf[i] for name, leaf in values.items()} for i, row in enumerate(rows)}
 
 
 def _stack(arrays: Sequence, n: int, fill: float, dtype: Any) -> np.ndarray:

@@ -43,7 +43,7 @@ _Z = 1.959964
 _LOGIT_SE_MAX = 1.5  # reached only where se exceeds the share's own distance to 0 or 1 by half
 _DRAWS_AT_ONCE = 128
 # Refitting serves a variance only, which this many draws give to within 6 %.
-_REFITTED_DRAWS = 500
+REFITTED_DRAWS = 500
 
 
 class HeldOut(NamedTuple):
@@ -167,14 +167,14 @@ def evaluate(
 
     drawn = (n_pos[1:] > 0) & (n_neg[1:] > 0)
     out = {"auc_within_folds": safe_ratio(jnp.sum(order * same_fold), jnp.sum(same_fold), 0.5)}
-    refitted = None if gram is None else _refit(gram, sign, question, fold, counts[:_REFITTED_DRAWS], n_folds)
+    refitted = None if gram is None else _refit(gram, sign, question, fold, counts[:REFITTED_DRAWS], n_folds)
     units = {"auc": n_pos[0] * n_neg[0], "dprime": None, "accuracy": n_pos[0] + n_neg[0]}
     for (name, unit), values in zip(units.items(), (areas, dprimes, hits), strict=True):
-        variance = _variance(values[1:], drawn)
+        variance = masked_variance(values[1:], drawn)
         if refitted is not None:
-            variance = 0.5 * (variance + _variance(refitted[name], drawn[:_REFITTED_DRAWS]))
+            variance = 0.5 * (variance + masked_variance(refitted[name], drawn[:REFITTED_DRAWS]))
         out[name] = values[0]
-        out[f"{name}_ci95"] = _interval(values[0], jnp.sqrt(variance), unit)
+        out[f"{name}_ci95"] = interval(values[0], jnp.sqrt(variance), unit)
     return out
 
 
@@ -193,7 +193,7 @@ def _refit(
     return dict(zip(("auc", "dprime", "accuracy"), values.T, strict=True))
 
 
-def _variance(values: jax.Array, mask: jax.Array) -> jax.Array:
+def masked_variance(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Variance of the masked-in values [B]; 0 where there are none."""
     weight = mask.astype(values.dtype)
     count = jnp.sum(weight)
@@ -201,7 +201,7 @@ def _variance(values: jax.Array, mask: jax.Array) -> jax.Array:
     return safe_ratio(jnp.sum(jnp.square(values - mean) * weight), count, 0.0)
 
 
-def _interval(value: jax.Array, se: jax.Array, units: jax.Array | None) -> jax.Array:
+def interval(value: jax.Array, se: jax.Array, units: jax.Array | None) -> jax.Array:
     """95 % interval [2]: value ± 1.96 se, for shares of `units` on the logit scale, with half a unit added to either
     side.
 

@@ -1,4 +1,4 @@
-"""One word per axis from its evidence: real, length, dead, no variance.
+"""One word per axis from its evidence: real, length, dead, no variance; and the manipulation check.
 
 Judged on the re-read states: in-context states carry the instruction itself, and separate the poles even on untrained
 weights.
@@ -75,3 +75,46 @@ def verdict(
                 "dead", f"instruction leak: in-context AUC {in_context_auc:.2f} carries the instruction itself; {why}"
             )
     return Verdict("dead", why)
+
+
+class Manipulation(NamedTuple):
+    """Which of the four cells of the manipulation check, its reason in one line, and the two answers."""
+
+    label: str
+    reason: str
+    texts_differ: bool
+    states_differ: bool
+
+
+def manipulation(
+    *,
+    text_auc: float,
+    text_ci95: Sequence[float],
+    text_p: float,
+    states_auc: float,
+    states_ci95: Sequence[float],
+    states_p: float,
+) -> Manipulation:
+    """Do the texts of the poles differ, and do the re-read states (method, section 8, dead zones)?
+
+    Args:
+      text_auc, text_ci95, text_p: held-out, of the words of the responses; the p is not adjusted, since this is a check
+        of the manipulation and no claim about the model.
+      states_auc, states_ci95, states_p: held-out, re-read; the p is adjusted, as in `verdict`. Of an axis whose verdict
+        is "length": with length taken out, since a longer response is no style that the words could miss.
+    Returns:
+      "complies and seen": both differ. "complies, instrument blind": the texts alone: the model does what it is asked,
+      and this readout does not show it. "represented but suppressed": the states alone. "dead": neither. Either counts
+      as different where its interval and its p clear chance.
+    """
+    texts = text_ci95[0] > CHANCE and text_p < ALPHA
+    states = states_ci95[0] > CHANCE and states_p < ALPHA
+    words = f"words AUC {text_auc:.2f} [{text_ci95[0]:.2f}, {text_ci95[1]:.2f}], p {text_p:.2g}"
+    seen = f"re-read AUC {states_auc:.2f} [{states_ci95[0]:.2f}, {states_ci95[1]:.2f}], p {states_p:.2g}"
+    label, why = {
+        (True, True): ("complies and seen", "the texts of the poles differ and so do the re-read states"),
+        (True, False): ("complies, instrument blind", "the texts of the poles differ, the re-read states do not"),
+        (False, True): ("represented but suppressed", "the re-read states differ, the words of the poles do not"),
+        (False, False): ("dead", "neither the words of the poles nor the re-read states differ"),
+    }[texts, states]
+    return Manipulation(label, f"{why} ({words}; {seen})", texts, states)

@@ -16,6 +16,7 @@ from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisProfile, Calibration, Profile
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
+from mood_jax.probes.comparisons import sign_flip_p
 from mood_jax.studies.calibrate import identity
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 
@@ -218,11 +219,3 @@ def analyse(
         notes=notes,
         identity=made_from,
     )
-
-
-def sign_flip_p(scores: np.ndarray, seed: int, n: int = BOOTSTRAP) -> float:
-    """Two-sided p that the mean of `scores` [questions] is 0, by n random sign flips: (1 + #≥) / (1 + n)."""
-    flips = np.random.default_rng(seed).integers(0, 2, (n, len(scores)), dtype=np.int8) * 2.0 - 1.0
-    null = np.abs(flips @ scores.astype(np.float64)) / len(scores)
-    observed = abs(float(scores.astype(np.float64).mean()))
-    return float((1 + (null >= observed - 1e-12).sum()) / (1 + n))

@@ -1,0 +1,173 @@
+"""The words of the responses as a probe: do the texts of the two poles differ, whatever the states say?
+
+n samples, V vocabulary size, K folds, Q questions. Words are counted on the host; what goes to the device is their
+Gram matrix [n, n], from which the held-out machinery needs nothing else (`spans.py`).
+
+A row is log(1 + count) of every word, divided by its length. The logarithm, because the tenth "the" says less than the
+first. Unit length, so that a long response is not a long vector. Poles that differ in length alone still separate,
+since a longer text has more of the rare words in it: texts do differ then, and `controls.length_only_auc` stands
+beside it. No weighting by rarity: the frequent words (pronouns, hedges, contractions) are where styles differ. The
+vocabulary is that of all texts, which reveals no label.
+
+Rows are not centred within their question. The words of a question are in both of its poles: they cancel in the mean
+difference and, being those of a held-out question, lie along it by chance only. In simulated responses (topic words by
+question, style words by pole) centring raised the AUC from .63 to .69 and its standard deviation from .10 to .13, which
+finds no more; and a response without its counterpart would be centred to nothing.
+"""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mood_jax.errors import UserError
+from mood_jax.probes.folds import encode, grouped_folds, own_fold, standardise
+from mood_jax.probes.resampling import HeldOut, bootstrap_counts, bootstrap_indices, evaluate
+from mood_jax.probes.separation import safe_ratio
+from mood_jax.probes.spans import pole_contrast
+
+# Runs of letters and digits, with apostrophes inside ("don't"); a character of a script that is written without spaces
+# (kana, Chinese characters) is a word of its own.
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)*")
+# A squared pole difference below this share of the squared spread is rounding of the float32 Gram matrix.
+FLAT_GRAM = 1e-6
+
+
+def split_words(text: str) -> list[str]:
+    """The lower-cased words of a text."""
+    return WORD.findall(text.lower())
+
+
+def word_counts(texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Counts [n, V] of every word in every text, and the sorted vocabulary."""
+    counted = [Counter(split_words(text)) for text in texts]
+    vocabulary = sorted(set().union(*counted))
+    column = {word: i for i, word in enumerate(vocabulary)}
+    counts = np.zeros((len(counted), len(vocabulary)), np.int32)
+    for row, words in zip(counts, counted, strict=True):
+        for word, count in words.items():
+            row[column[word]] = count
+    return counts, vocabulary
+
+
+def word_rows(counts: np.ndarray) -> np.ndarray:
+    """log(1 + count), divided by its length: counts [n, V] to float64 rows of length 1, or 0 without any word."""
+    rows = np.log1p(counts.astype(np.float64))
+    length = np.sqrt(np.sum(rows**2, axis=1, keepdims=True))
+    return rows / np.where(length > 0, length, 1.0)
+
+
+def word_gram(rows: np.ndarray) -> np.ndarray:
+    """float32 Gram matrix [n, n] of rows [n, V] centred on their mean."""
+    centred = rows - np.mean(rows, axis=0, keepdims=True)
+    return (centred @ centred.T).astype(np.float32)
+
+
+def telling_words(rows: np.ndarray, sign: np.ndarray, vocabulary: Sequence[str], k: int = 5) -> dict[str, list[str]]:
+    """The k words of largest mean difference on either side: what the responses of one pole say more than the other's.
+
+    Returns:
+      positive, negative: at most k words each, the most telling first; shown, and never an input of a test.
+    """
+    difference = np.asarray(pole_contrast(jnp.asarray(sign)), np.float64) @ rows
+    out = {}
+    for name, side in (("positive", 1.0), ("negative", -1.0)):
+        order = np.argsort(-side * difference, kind="stable")[:k]
+        out[name] = [vocabulary[i] for i in order if side * difference[i] > 1e-9]
+    return out
+
+
+def gram_projections(gram: jax.Array, sign: jax.Array, fold: jax.Array, n_folds: int) -> HeldOut:
+    """`resampling.cross_validated_projections` of the untrimmed mean difference, from the Gram matrix alone.
+
+    Args:
+      gram: [n, n] of centred samples.
+      sign, fold: [n].
+      n_folds: K.
+    Returns:
+      HeldOut, whose `vector` holds the coefficients [n] of the direction of all samples and not a direction.
+    """
+    used = (sign != 0).astype(gram.dtype)
+    spread = safe_ratio(jnp.sum(jnp.diagonal(gram) * used), jnp.sum(used), 0.0)
+
+    def one_fold(f: jax.Array):
+        training = jnp.where(fold == f, 0, sign)
+        coefficients = pole_contrast(training)
+        x = jnp.sum(coefficients[:, None] * gram, axis=0)
+        ok = jnp.any(training > 0) & jnp.any(training < 0) & (jnp.sum(coefficients * x) > FLAT_GRAM * spread)
+        return jnp.where(ok, standardise(x, training), 0.0), ok, coefficients
+
+    # One fold more than there are, which holds nothing out.
+    x, ok, coefficients = jax.vmap(one_fold)(jnp.arange(n_folds + 1))
+    return HeldOut(own_fold(x, sign, fold), jnp.all(ok), coefficients[-1], x[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("n_folds", "n_questions", "n_boot"))
+def _bag_of_words(gram, sign, question, fold, key, *, n_folds, n_questions, n_boot):
+    held = gram_projections(gram, sign, fold, n_folds)
+    counts = bootstrap_counts(bootstrap_indices(key, n_boot, n_questions))
+    return evaluate(held.x, sign, question, fold, counts, gram, n_folds) | {"ok": held.ok, "x": held.x}
+
+
+def bag_of_words_auc(
+    texts: Sequence[str],
+    sign: Sequence[int] | np.ndarray,
+    question: Sequence | np.ndarray,
+    *,
+    k: int = 5,
+    seed: int = 0,
+    n_boot: int = 2000,
+) -> dict:
+    """Held-out separation of the poles by the words of their responses: `resampling.heldout` of `word_rows`.
+
+    The direction is the untrimmed mean difference: trimmed means of word counts that are mostly 0 would be 0.
+
+    Args:
+      texts: [n] responses; one without any word is a row of zeros.
+      sign: [n] of +1 / −1, 0 = left out.
+      question: [n] ids.
+      k: folds.
+      seed: of folds and bootstrap.
+      n_boot: bootstrap draws.
+    Returns:
+      as `resampling.heldout`, and n_words (size of the vocabulary), n_empty (responses without a word), words
+      (`telling_words`).
+    Raises:
+      UserError: fewer than two questions, or arrays of unequal length.
+    """
+    if not len(texts) == len(sign) == len(question):
+        raise UserError(f"texts, sign and question differ in length: {len(texts)}, {len(sign)}, {len(question)}")
+    sign = np.asarray(sign, np.int32)
+    fold, code = grouped_folds(question, k, seed), encode(question)
+    prepared = words_of([text if s else "" for text, s in zip(texts, sign, strict=True)], sign)
+    out = _bag_of_words(
+        jnp.asarray(prepared.pop("gram")),
+        jnp.asarray(sign),
+        jnp.asarray(code),
+        jnp.asarray(fold),
+        jax.random.key(seed),
+        n_folds=int(fold.max()) + 1,
+        n_questions=int(code.max()) + 1,
+        n_boot=n_boot,
+    )
+    return out | prepared
+
+
+def words_of(texts: Sequence[str], sign: np.ndarray) -> dict:
+    """The host's part, of texts and signs [n]: gram [n, n] of the used texts (0 elsewhere), n_words, n_empty, words."""
+    counts, vocabulary = word_counts(texts)
+    used = np.asarray(sign) != 0
+    rows = word_rows(counts)
+    gram = np.zeros((len(rows), len(rows)), np.float32)
+    gram[np.ix_(used, used)] = word_gram(rows[used])
+    return {
+        "gram": gram,
+        "n_words": len(vocabulary),
+        "n_empty": int(np.sum(counts[used].sum(axis=1) == 0)),
+        "words": telling_words(rows, sign, vocabulary),
+    }

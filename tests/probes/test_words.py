@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import normalize
+
+from mood_jax.errors import UserError
+from mood_jax.probes import grouped_folds
+from mood_jax.probes.words import WORD, bag_of_words_auc, split_words, telling_words, word_counts, word_gram, word_rows
+from tests.probes.test_resampling import reference_projections
+
+SIGN, QUESTION = np.tile([1, -1], 30), np.repeat(np.arange(30), 2)
+WORDS = [f"w{i}" for i in range(80)]
+HARD = [
+    "",
+    "?! … :-)",
+    "Don't don’t DON'T",
+    "naïve Straße café",
+    "x_y 3.5 -- 42",
+    "我很好 ok 東京",
+    "a\n\tb  a\u00a0b",
+    "\x00",
+]
+
+
+def responses(rng, style=0.0, length=30):
+    """One text a row: words of the question, words of everybody, and with probability `style` words of the pole."""
+    texts = []
+    for s, q in zip(SIGN, QUESTION, strict=True):
+        said = list(rng.choice(WORDS, length)) + [f"topic{q}"] * 3
+        said += ["lovely" if s > 0 else "indeed"] * int(rng.random() < style)
+        texts.append(" ".join(rng.permutation(said)))
+    return texts
+
+
+def test_words_of_hard_texts():
+    assert split_words("Don't shout, it’s 9 o'clock 'now'") == ["don't", "shout", "it’s", "9", "o'clock", "now"]
+    assert split_words("snake_case") == ["snake", "case"]
+    assert split_words("東京は OK") == ["東", "京", "は", "ok"]
+    assert split_words("… 🙂 --") == []
+
+
+def test_counts_and_rows_equal_scikit_learn(rng):
+    texts = [*HARD, *responses(rng, 0.5)]
+    vectorizer = CountVectorizer(token_pattern=WORD.pattern)
+    expected = vectorizer.fit_transform(texts).toarray()
+    counts, vocabulary = word_counts(texts)
+    np.testing.assert_array_equal(counts, expected)
+    assert vocabulary == vectorizer.get_feature_names_out().tolist()
+    rows = word_rows(counts)
+    np.testing.assert_allclose(rows, normalize(np.log1p(expected)), atol=1e-12)
+    centred = rows - rows.mean(axis=0)
+    np.testing.assert_allclose(word_gram(rows), centred @ centred.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("hard", ["even", "ragged"])
+def test_auc_equals_the_loop_over_folds_on_the_word_rows(rng, hard):
+    texts, sign = responses(rng, 0.3), SIGN.copy()
+    if hard == "ragged":  # two responses without words, two left out, one question without a pole
+        texts[4], texts[11] = "", "?!"
+        sign[[0, 7, 20]] = 0
+        texts[20] = "words that nobody else says"
+    out = bag_of_words_auc(texts, sign, QUESTION, n_boot=50, seed=2)
+    used = sign != 0
+    counts = CountVectorizer(token_pattern=WORD.pattern).fit_transform(np.array(texts)[used]).toarray()
+    rows, fold = normalize(np.log1p(counts)), grouped_folds(QUESTION, 5, seed=2)
+    x = reference_projections(rows, sign[used], fold[used], trim=0.0)
+    assert float(out["auc"]) == pytest.approx(
+        roc_auc_score(sign[used] > 0, x), abs=3e-3
+    )  # a near tie may fall either way
+    np.testing.assert_allclose(np.asarray(out["x"])[used], x, atol=1e-3)
+    assert out["n_words"] == counts.shape[1]
+    assert out["n_empty"] == (2 if hard == "ragged" else 0)
+    assert bool(out["ok"])
+
+
+def test_styles_are_found_and_named_and_topics_are_not():
+    rng = np.random.default_rng(5)  # fixed: statistical bounds
+    styled = bag_of_words_auc(responses(rng, 0.9, length=8), SIGN, QUESTION, n_boot=50)
+    assert float(styled["auc_ci95"][0]) > 0.8
+    assert styled["words"]["positive"][0] == "lovely"
+    assert styled["words"]["negative"][0] == "indeed"
+    plain = [float(bag_of_words_auc(responses(rng), SIGN, QUESTION, n_boot=50)["auc"]) for _ in range(40)]
+    assert abs(np.mean(plain) - 0.5) < 0.05  # SE .016
+
+
+@pytest.mark.parametrize("texts", [[""] * 60, ["the same words"] * 60, ["!"] * 30 + ["?"] * 30])
+def test_texts_that_do_not_differ_have_no_direction(texts):
+    out = bag_of_words_auc(texts, SIGN, QUESTION, n_boot=50)
+    assert not bool(out["ok"])
+    assert float(out["auc"]) == 0.5
+    assert out["words"] == {"positive": [], "negative": []}
+    assert all(np.isfinite(np.asarray(v)).all() for k, v in out.items() if k != "words")
+
+
+def test_two_responses_a_pole():
+    out = bag_of_words_auc(["yes a", "no b", "yes c", "no d"], [1, -1, 1, -1], [0, 0, 1, 1], n_boot=50)
+    assert float(out["auc"]) == 1.0
+    one_sided = bag_of_words_auc(["yes a", "no b", "yes c", "no d"], [1, 1, 1, 1], [0, 0, 1, 1], n_boot=50)
+    assert (bool(one_sided["ok"]), float(one_sided["auc"])) == (False, 0.5)
+
+
+def test_swapping_the_poles_swaps_the_words_and_keeps_the_auc(rng):
+    texts = responses(rng, 0.5)
+    one, other = (bag_of_words_auc(texts, s * SIGN, QUESTION, n_boot=50) for s in (1, -1))
+    assert one["words"]["positive"] == other["words"]["negative"]
+    assert float(one["auc"]) == pytest.approx(float(other["auc"]), abs=3e-3)
+
+
+def test_telling_words_equal_sorting_the_differences(rng):
+    counts, vocabulary = word_counts(responses(rng, 0.5))
+    rows = word_rows(counts)
+    difference = rows[SIGN > 0].mean(axis=0) - rows[SIGN < 0].mean(axis=0)
+    got = telling_words(rows, SIGN, vocabulary, 3)
+    assert got["positive"] == [vocabulary[i] for i in np.argsort(-difference)[:3]]
+    assert got["negative"] == [vocabulary[i] for i in np.argsort(difference)[:3]]
+
+
+def test_lengths_that_disagree_are_a_clear_error():
+    with pytest.raises(UserError, match="differ in length: 1, 2, 2"):
+        bag_of_words_auc(["a"], [1, -1], [0, 0])
