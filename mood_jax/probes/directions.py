@@ -44,11 +44,12 @@ class Estimator(Protocol):
 def trimmed_mean(x: jax.Array, proportion: float = 0.1, mask: jax.Array | None = None) -> jax.Array:
     """Mean of every column after cutting ⌊proportion·n⌋ entries at each end; equals `scipy.stats.trim_mean`.
 
-    Only the value at each cut is looked for (a few masked minima), not a sorted column: XLA's sort is slow on CPU.
-    What lies between the cuts is summed directly, so an extreme outlier never enters the sum.
+    One pass over the rows with the few smallest and largest values so far in two sorted buffers, since XLA's sort is
+    slow on CPU, and so are its reductions along the first axis. What leaves both buffers is summed directly, so an
+    extreme outlier never enters the sum.
 
     Args:
-      x: [n, d].
+      x: [n, d], finite.
       proportion: share cut at each end, in [0, 0.5).
       mask: [n] bool, True = counts; None = all. n in ⌊proportion·n⌋ is then the number of True.
     Returns:
@@ -56,36 +57,37 @@ def trimmed_mean(x: jax.Array, proportion: float = 0.1, mask: jax.Array | None =
     """
     if not 0 <= proportion < 0.5:
         raise ValueError(f"proportion must be in [0, 0.5), not {proportion}")
-    n = x.shape[0]
-    use = (jnp.ones(n, bool) if mask is None else mask)[:, None]
+    n, d = x.shape
+    use = jnp.ones(n, bool) if mask is None else jnp.asarray(mask)
     count = jnp.sum(use)
     # A table, because the product has to be rounded as Python rounds it.
-    cut = jnp.asarray(np.array([int(proportion * m) for m in range(n + 1)], np.int32))[count]
-    low = _cut_value(x, use, cut)
-    high = -_cut_value(-x, use, cut)
-    trimmed = cut > 0
-    low, high = jnp.where(trimmed, low, 0.0), jnp.where(trimmed, high, 0.0)
-    between = use & ((x > low) & (x < high) | ~trimmed)
-    # Ties with a cut value: all of them lie at or beyond the cut, `cut` of them (and beyond) are dropped.
-    low_kept = jnp.sum(use & (x <= low), axis=0) - cut
-    high_kept = jnp.sum(use & (x >= high), axis=0) - cut
-    edges = jnp.where(trimmed, low[0] * low_kept + high[0] * high_kept, 0.0)
-    mean = (jnp.sum(jnp.where(between, x, 0.0), axis=0) + edges) / jnp.maximum(count - 2 * cut, 1)
-    return jnp.where(trimmed & (low[0] == high[0]), low[0], mean)
+    cuts = np.array([int(proportion * m) for m in range(n + 1)], np.int32)
+    cut, most = jnp.asarray(cuts)[count], int(cuts[-1])
+    if most == 0:
+        return jnp.sum(jnp.where(use[:, None], x, 0.0), axis=0) / jnp.maximum(count, 1)
+    least, largest = jnp.full((1, d), -jnp.inf, x.dtype), jnp.full((1, d), jnp.inf, x.dtype)
 
+    def take(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        low, high, between = state  # low: ascending, high: descending; infinite where not filled yet
+        value = jnp.where(use[i], lax.dynamic_index_in_dim(x, i), jnp.inf)
+        passed = jnp.maximum(low[-1:], value)
+        low = jnp.minimum(low, jnp.maximum(jnp.concatenate([least, low[:-1]]), value))
+        value = jnp.where(passed == jnp.inf, -jnp.inf, passed)
+        passed = jnp.minimum(high[-1:], value)
+        high = jnp.maximum(high, jnp.minimum(jnp.concatenate([largest, high[:-1]]), value))
+        return low, high, between + jnp.where(passed == -jnp.inf, 0.0, passed)
 
-def _cut_value(x: jax.Array, use: jax.Array, cut: jax.Array) -> jax.Array:
-    """The `cut`-th smallest used entry of every column of x [n, d], as [1, d]; −inf where cut = 0."""
-
-    def next_value(_, state):
-        value, reached = state
-        larger = jnp.min(jnp.where(use & (x > value), x, jnp.inf), axis=0, keepdims=True)
-        going = reached < cut  # several equal values are passed in one step
-        reached = jnp.where(going, jnp.sum(use & (x <= larger), axis=0, keepdims=True), reached)
-        return jnp.where(going, larger, value), reached
-
-    start = (jnp.full((1, x.shape[1]), -jnp.inf, x.dtype), jnp.zeros((1, x.shape[1]), jnp.sum(use).dtype))
-    return lax.fori_loop(0, cut, next_value, start)[0]
+    buffers = jnp.broadcast_to(largest, (most, d)), jnp.broadcast_to(least, (most, d))
+    low, high, between = lax.fori_loop(0, n, take, (*buffers, jnp.zeros((1, d), x.dtype)))
+    # Fewer samples than rows are cut less than the buffers hold, and few enough fill the lower one alone.
+    place = jnp.arange(most)
+    in_low = jnp.minimum(count, most)
+    in_high = jnp.minimum(count - in_low, most)
+    keep_low = (place >= cut) & (place < in_low - jnp.maximum(cut - in_high, 0))
+    keep_high = (place >= cut) & (place < in_high)
+    for edge, keep in ((low, keep_low), (high, keep_high)):
+        between += jnp.sum(jnp.where(keep[:, None], edge, 0.0), axis=0, keepdims=True)
+    return between[0] / jnp.maximum(count - 2 * cut, 1)
 
 
 def fit_mean_difference(
@@ -111,8 +113,14 @@ def fit_mean_difference(
     states = shifted(states)
     spread = rms_spread(states, sign != 0) if spread is None else spread
     difference = trimmed_mean(states, trim, sign > 0) - trimmed_mean(states, trim, sign < 0)
+    return unit_difference(difference, jnp.any(sign > 0) & jnp.any(sign < 0), spread)
+
+
+def unit_difference(difference: jax.Array, both: jax.Array, spread: jax.Array) -> Direction:
+    """A difference of pole means [d] as a unit vector; no direction where not `both` poles have samples, or where it is
+    rounding beside the `spread` of the states."""
     norm = jnp.sqrt(jnp.sum(jnp.square(difference)))
-    ok = jnp.any(sign > 0) & jnp.any(sign < 0) & (norm > FLAT * spread)
+    ok = both & (norm > FLAT * spread)
     return Direction(jnp.where(ok, difference / jnp.where(ok, norm, 1.0), 0.0), ok)
 
 
