@@ -367,9 +367,9 @@ class Calibration:
 class AxisProfile:
     """One axis of a profile.
 
-    `scores[scale]` float [n] for the scales iqr, article and pole (of an imported calibration, article alone), and `raw`
-    for the projection itself;
-    `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean score differs from 0.
+    `scores[scale]` float [n] for the scales iqr, article and pole (of imported axes, article alone), and `raw` for the
+    projection itself; `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean score
+    differs from 0.
     """
 
     axis: AxisNames
