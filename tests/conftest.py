@@ -1,6 +1,7 @@
 """What holds for every test: the CPU, strict broadcasting, few threads, no downloads' noise, and seeds.
 
-`rng` and `seed` are fresh after every change of the code: for what correct code passes whatever is drawn, as equality with a reference.
+`rng` and `seed` are fresh after every change of the code: for what correct code passes whatever is drawn, as equality
+with a reference.
 `fixed_rng` never changes: for statistical claims and bounds near float noise, which some draws break by chance.
 """
 
