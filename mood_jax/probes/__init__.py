@@ -17,6 +17,8 @@ resamples are vmapped over it.
     controls.py     length alone, length taken out, cut-off share, outlier coordinates, random directions
     verdicts.py     one word per axis: real, length, dead, no variance
     evidence.py     all of the above for all axes of a model in one compiled program
+    reliability.py  agreement of repeated measurements: intraclass correlations, variance components
+    geometry.py     principal components, effective dimension, overlap of directions and of scores
     arrays.py       masked quantiles, residuals, full-precision einsum
 
 A sample is left out by its sign and never by indexing, so unequal folds, unequal poles and questions without one pole
@@ -36,6 +38,20 @@ from mood_jax.probes.directions import Direction, Estimator, fit_mean_difference
 from mood_jax.probes.estimators import ESTIMATORS, estimator
 from mood_jax.probes.evidence import evidence
 from mood_jax.probes.folds import grouped_folds
+from mood_jax.probes.geometry import (
+    PCA,
+    Cosines,
+    Overlap,
+    behavioural_r,
+    correlation_table,
+    cosine_floor,
+    cosine_table,
+    effective_dimension,
+    geo_cos,
+    geometry,
+    participation_ratio,
+    pca,
+)
 from mood_jax.probes.logistic import (
     PENALTIES,
     LogisticChoice,
@@ -49,6 +65,17 @@ from mood_jax.probes.logistic import (
     standardised_gram,
 )
 from mood_jax.probes.permutation import pole_swap_test
+from mood_jax.probes.reliability import (
+    ICC,
+    ICC_FORMS,
+    MeanSquares,
+    VarianceComponents,
+    f_quantile,
+    icc,
+    mean_squares,
+    reliability,
+    variance_components,
+)
 from mood_jax.probes.resampling import (
     HeldOut,
     benjamini_hochberg,
@@ -67,17 +94,25 @@ from mood_jax.probes.whitened import fit_whitened, ledoit_wolf, whitened_coeffic
 
 __all__ = [
     "ESTIMATORS",
+    "ICC",
+    "ICC_FORMS",
+    "PCA",
     "PENALTIES",
+    "Cosines",
     "Direction",
     "Estimator",
     "HeldOut",
     "LogisticChoice",
     "LogisticFit",
     "LogisticPath",
+    "MeanSquares",
+    "Overlap",
     "Scale",
     "Scaling",
+    "VarianceComponents",
     "Verdict",
     "auc",
+    "behavioural_r",
     "benjamini_hochberg",
     "bootstrap_counts",
     "bootstrap_indices",
@@ -85,35 +120,48 @@ __all__ = [
     "calibrate_scaling",
     "choose_logistic",
     "clip_rate",
+    "correlation_table",
+    "cosine_floor",
+    "cosine_table",
     "cross_validated_projections",
     "cutoff_share",
     "dprime",
+    "effective_dimension",
     "estimator",
     "evaluate",
     "evidence",
+    "f_quantile",
     "fit_logistic",
     "fit_logistic_cv",
     "fit_mean_difference",
     "fit_whitened",
+    "geo_cos",
+    "geometry",
     "grouped_folds",
     "heldout",
     "holm",
+    "icc",
     "ledoit_wolf",
     "length_covariates",
     "length_only_auc",
     "length_residualised",
     "logistic_projections",
     "mean_difference",
+    "mean_squares",
     "midpoint_accuracy",
     "newton",
+    "participation_ratio",
+    "pca",
     "pole_swap_test",
     "project",
     "random_direction_percentile",
+    "reliability",
     "score",
     "standardised_gram",
     "threshold_accuracy",
     "top_k_share",
     "trimmed_mean",
+    "variance_components",
     "verdict",
     "whitened_coefficients",
     "within_gram",
