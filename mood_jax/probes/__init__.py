@@ -14,8 +14,11 @@ resamples are vmapped over it.
     spans.py        what the Gram matrix of the samples is enough for: refits in n × n work
     resampling.py   held-out projections, question bootstrap, Holm, Benjamini–Hochberg
     permutation.py  pole-swap permutation
-    controls.py     length alone, length taken out, cut-off share, outlier coordinates, random directions
-    verdicts.py     one word per axis: real, length, dead, no variance
+    controls.py     length alone, taken out and matched, cut-off share, outlier coordinates, random directions
+    words.py        the words of the responses as a probe
+    comparisons.py  paired tests, split halves, cosines of directions
+    verdicts.py     one word per axis: real, length, dead, no variance; the manipulation check
+    ranking.py      readouts in order, best of each reducer, those that hold on every axis
     evidence.py     all of the above for all axes of a model in one compiled program
     reliability.py  agreement of repeated measurements: intraclass correlations, variance components
     geometry.py     principal components, effective dimension, overlap of directions and of scores
@@ -26,9 +29,23 @@ share one compiled program. Nothing returns NaN on finite input: what cannot be 
 `ok`.
 """
 
+from mood_jax.probes.comparisons import (
+    Split,
+    cross_set_cosine,
+    half_splits,
+    mahalanobis_cosine,
+    mcnemar,
+    paired_auc_difference,
+    paired_test,
+    sign_flip_p,
+    split_half,
+    split_half_cosine,
+)
 from mood_jax.probes.controls import (
     cutoff_share,
     length_covariates,
+    length_matched,
+    length_matched_auc,
     length_only_auc,
     length_residualised,
     random_direction_percentile,
@@ -65,6 +82,7 @@ from mood_jax.probes.logistic import (
     standardised_gram,
 )
 from mood_jax.probes.permutation import pole_swap_test
+from mood_jax.probes.ranking import Ranked, best_per_reducer, holds, production, ranking
 from mood_jax.probes.reliability import (
     ICC,
     ICC_FORMS,
@@ -89,8 +107,9 @@ from mood_jax.probes.resampling import (
 )
 from mood_jax.probes.scores import Scale, Scaling, calibrate_scaling, clip_rate, project, score
 from mood_jax.probes.separation import auc, dprime, midpoint_accuracy, threshold_accuracy
-from mood_jax.probes.verdicts import Verdict, verdict
+from mood_jax.probes.verdicts import Manipulation, Verdict, manipulation, verdict
 from mood_jax.probes.whitened import fit_whitened, ledoit_wolf, whitened_coefficients, within_gram
+from mood_jax.probes.words import bag_of_words_auc
 
 __all__ = [
     "ESTIMATORS",
@@ -105,15 +124,20 @@ __all__ = [
     "LogisticChoice",
     "LogisticFit",
     "LogisticPath",
+    "Manipulation",
     "MeanSquares",
     "Overlap",
+    "Ranked",
     "Scale",
     "Scaling",
+    "Split",
     "VarianceComponents",
     "Verdict",
     "auc",
+    "bag_of_words_auc",
     "behavioural_r",
     "benjamini_hochberg",
+    "best_per_reducer",
     "bootstrap_counts",
     "bootstrap_indices",
     "bootstrap_mean_ci",
@@ -123,6 +147,7 @@ __all__ = [
     "correlation_table",
     "cosine_floor",
     "cosine_table",
+    "cross_set_cosine",
     "cross_validated_projections",
     "cutoff_share",
     "dprime",
@@ -138,25 +163,39 @@ __all__ = [
     "geo_cos",
     "geometry",
     "grouped_folds",
+    "half_splits",
     "heldout",
+    "holds",
     "holm",
     "icc",
     "ledoit_wolf",
     "length_covariates",
+    "length_matched",
+    "length_matched_auc",
     "length_only_auc",
     "length_residualised",
     "logistic_projections",
+    "mahalanobis_cosine",
+    "manipulation",
+    "mcnemar",
     "mean_difference",
     "mean_squares",
     "midpoint_accuracy",
     "newton",
+    "paired_auc_difference",
+    "paired_test",
     "participation_ratio",
     "pca",
     "pole_swap_test",
+    "production",
     "project",
     "random_direction_percentile",
+    "ranking",
     "reliability",
     "score",
+    "sign_flip_p",
+    "split_half",
+    "split_half_cosine",
     "standardised_gram",
     "threshold_accuracy",
     "top_k_share",

@@ -9,6 +9,7 @@ from mood_jax.errors import UserError
 from mood_jax.probes import (
     ESTIMATORS,
     estimator,
+    fit_mean_difference,
     fit_whitened,
     ledoit_wolf,
     whitened_coefficients,
@@ -188,6 +189,20 @@ def test_every_estimator_is_finite_on_hopeless_input_under_vmap(rng, name):
     held = jax.jit(fit_all)(states.astype(np.float32), signs)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
     np.testing.assert_array_equal(held.ok[jnp.array([0, 2, 3])], [False, False, True])
+
+
+def test_cross_validation_hands_its_folds_to_the_estimator(rng):
+    states, sign, fold = rng.normal(size=(12, 5)).astype(np.float32), np.tile([1, -1], 6), np.arange(12) // 2 % 3
+    seen = []
+
+    def spy(states, sign, *, spread=None, fold=None):
+        seen.append(fold)
+        return fit_mean_difference(states, sign, spread=spread)
+
+    cross_validated_projections(jnp.asarray(states), jnp.asarray(sign), jnp.asarray(fold), n_folds=3, estimator=spy)
+    for given in seen:
+        np.testing.assert_array_equal(given, fold)
+    assert seen
 
 
 def test_an_estimator_is_one_object_per_arguments_and_unknown_names_are_refused():
