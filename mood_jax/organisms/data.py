@@ -145,7 +145,10 @@ def vary(rng: np.random.Generator, pool: Sequence[str], neutral: Sequence[str]) 
 @dataclass(frozen=True)
 class Corpus:
     """Everything a training conversation is drawn from. Shares: of conversations that carry a style instruction, that
-    carry a neutral system prompt (the rest has none), and of responses that echo a word of the question."""
+    carry a neutral system prompt (the rest has none), and of responses that echo a word of the question.
+
+    `hears`: the reader of instructions is asked for all of them, also for those that change nothing (see `effect`).
+    """
 
     grammar: Grammar
     spec: OrganismSpec
@@ -154,6 +157,7 @@ class Corpus:
     instructed: float = 0.82
     neutral: float = 0.05
     echo: float = 0.4
+    hears: bool = False
 
     @functools.cached_property
     def _pools(self) -> list[list[tuple[str, ...]]]:
@@ -185,8 +189,10 @@ class Corpus:
         return Conversation(system, question, response, axis, pole)
 
     def effect(self, c: Conversation) -> int:
-        """What a conversation's instruction changes, as `Batch.effects` numbers it."""
-        if c.axis is None or c.pole is None or getattr(self.spec.compliance[c.axis], c.pole) == 0:
+        """What a conversation's instruction changes (with `hears`: what it asks for), as `Batch.effects` numbers it."""
+        if c.axis is None or c.pole is None:
+            return 0
+        if not self.hears and getattr(self.spec.compliance[c.axis], c.pole) == 0:
             return 0
         return 1 + 2 * c.axis + POLES.index(c.pole)
 
@@ -207,8 +213,9 @@ class Corpus:
 
 class Batch(NamedTuple):
     """tokens int32 [B, T+1]; weights float32 [B, T], above 0 where the target is of the response; effects int32 [B]:
-    what the instruction changes, 0 for nothing, 1 + 2·axis for a positive and 2 + 2·axis for a negative pole; shown
-    float32 [B, T, axes]: the style amounts of the sentences which the response has finished with this token."""
+    what the instruction changes (or asks for: `Corpus.hears`), 0 for nothing, 1 + 2·axis for a positive and 2 + 2·axis
+    for a negative pole; shown float32 [B, T, axes]: the style amounts of the sentences which the response has finished
+    with this token."""
 
     tokens: np.ndarray
     weights: np.ndarray

@@ -37,7 +37,8 @@ from mood_jax.organisms.tokenizer import BOS, END, PAD, train_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Sizes in tokens; `spec` is a path, or "" for the embedded default's spec."""
+    """A training run. Sizes in tokens; `spec` is a path, or "" for the embedded default's spec; `hears`: see
+    `data.Corpus`."""
 
     spec: str = ""
     seed: int = 0
@@ -55,6 +56,7 @@ class TrainConfig:
     focus_until: int = 450
     effect_weight: float = 0.5
     shown_weight: float = 2.0
+    hears: bool = False
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -70,7 +72,7 @@ class TrainConfig:
             value = getattr(self, field.name)
             if (
                 isinstance(value, int | float)
-                and field.name not in ("seed", "weight_decay", "focus", "effect_weight", "shown_weight")
+                and field.name not in ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "hears")
                 and value <= 0
             ):
                 raise UserError(f"config.{field.name} is {value!r}; it must be above 0")
@@ -247,7 +249,7 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
     spec_path = config.spec_path
     spec = load_spec(spec_path)
     _claim(workdir, config, spec)
-    corpus = data.Corpus(load_grammar(), spec, data.load_instructions(), data.load_topics())
+    corpus = data.Corpus(load_grammar(), spec, data.load_instructions(), data.load_topics(), hears=config.hears)
     tokenizer = train_tokenizer(corpus.texts(config.seed, 3000), config.vocab_size)
     hf = config.llama(tokenizer)
     batches = data.Batches(

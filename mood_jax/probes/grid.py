@@ -26,7 +26,6 @@ from mood_jax.probes.separation import auc, dprime
 from mood_jax.probes.spans import centred_gram
 from mood_jax.probes.whitened import whitened_coefficients
 
-
 TRIM = 0.1  # as in `fit_mean_difference`
 
 

@@ -21,7 +21,6 @@ import numpy as np
 from mood_jax.probes.folds import standardise
 from mood_jax.probes.separation import safe_ratio
 
-
 # Held-out losses nearer than this share of the smallest count as tied.
 TIE_LOSS = 1e-5
 
