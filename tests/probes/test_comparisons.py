@@ -63,6 +63,9 @@ def test_a_readout_does_not_differ_from_itself(rng):
     out = paired_auc_difference(SIGN, SIGN * 2, SIGN, QUESTION, n_boot=100)  # both separate everything
     assert (out["a"], out["b"], out["p"]) == (1.0, 1.0, 1.0)
     assert np.isfinite(out["ci95"]).all()
+    certain = paired_auc_difference(SIGN, np.zeros(60), SIGN, QUESTION, n_boot=100)  # no draw differs from another
+    assert (certain["difference"], certain["p"] < 1e-6) == (0.5, True)
+    assert certain["ci95"][0] < 0.5 < certain["ci95"][1]
     one_pole = paired_auc_difference(x, -x, np.ones(60), QUESTION, n_boot=100)
     assert (one_pole["a"], one_pole["b"]) == (0.5, 0.5)
 

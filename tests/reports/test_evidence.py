@@ -6,8 +6,9 @@ from mood_jax.reports.evidence import LEGEND, evidence_table, number
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.934, ".93"), (-0.067, "−.07"), (1.0, "1.00"), (-1.5, "−1.50"), (12.3, "12.30"), (0, ".00"), (3e6, "3e+06")]
-)  # fmt: skip
+    ("value", "text"),
+    [(0.934, ".93"), (-0.067, "−.07"), (1.0, "1.00"), (-1.5, "−1.50"), (12.3, "12.30"), (0, ".00"), (3e6, "3e+06")],
+)
 def test_numbers_are_short(value, text):
     assert number(value) == text
 
