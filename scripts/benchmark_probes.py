@@ -134,8 +134,8 @@ def resampling(config: Any, rng: np.random.Generator) -> dict[str, float]:
     """1 000 permutations and 1 000 bootstrap draws of seven axes, every one refitting all folds where it has to."""
     n, k = 60, 5
     sign, question = np.tile([1, -1], n // 2), np.repeat(np.arange(n // 2), 2)
-    fold, code = grouped_folds(question, k), encode(question)
-    swaps = pole_swaps(sign, code, 1000)
+    fold, code = jnp.asarray(grouped_folds(question, k)), jnp.asarray(encode(question))
+    swaps = pole_swaps(sign, encode(question), 1000)
     states = jnp.asarray(rng.normal(size=(7, n, config.d_model)), jnp.float32)
 
     @jax.jit
@@ -143,9 +143,9 @@ def resampling(config: Any, rng: np.random.Generator) -> dict[str, float]:
         def one(h: jax.Array) -> Any:
             gram = centred_gram(h, jnp.asarray(sign))
             p = swap_p(gram, jnp.asarray(sign), code, fold, jnp.asarray(swaps), jnp.ones(len(swaps), bool), k)
-            held = cross_validated_projections(h, jnp.asarray(sign), jnp.asarray(fold), n_folds=k)
+            held = cross_validated_projections(h, jnp.asarray(sign), fold, n_folds=k)
             counts = bootstrap_counts(bootstrap_indices(jax.random.key(0), 1000, n // 2))
-            return p, evaluate(held.x, jnp.asarray(sign), jnp.asarray(code), jnp.asarray(fold), counts, gram, k)
+            return p, evaluate(held.x, jnp.asarray(sign), code, fold, counts, gram, k)
 
         return jax.vmap(one)(states)
 
