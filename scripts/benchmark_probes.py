@@ -26,7 +26,7 @@ import numpy as np
 
 from mood_jax import artifacts, cli
 from mood_jax.console import table
-from mood_jax.probes import encode, grouped_folds
+from mood_jax.probes.folds import encode, grouped_folds
 from mood_jax.probes.grid import split_scores
 from mood_jax.probes.logistic import logistic_projections
 from mood_jax.probes.permutation import pole_swaps, swap_p
@@ -75,15 +75,17 @@ def grid(config: Any, rng: np.random.Generator) -> dict[str, float]:
     weights = np.concatenate([np.eye(S, dtype=np.float32), mix])
     chosen = rng.choice(len(weights), min(config.references, len(weights)), replace=False)
 
-    def loop() -> None:
-        states = cells[0]
+    def loop() -> list[tuple[float, float]]:
+        states, found = cells[0], []
         for w in weights[chosen]:
             h = np.stack([sum(w[s] * states[s, i] for s in np.flatnonzero(w)) for i in range(n)])
             v = trim_mean(h[pos], 0.1) - trim_mean(h[neg], 0.1)
             x = h[test] @ (v / np.linalg.norm(v))
             a, b = x[sign[test] > 0], x[sign[test] < 0]
-            np.mean(a[:, None] > b[None, :])
-            (a.mean() - b.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+            found.append(
+                (np.mean(a[:, None] > b[None, :]), (a.mean() - b.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
+            )
+        return found
 
     theirs = seconds(loop) * len(weights) / len(chosen) * config.axes * config.rules
     held = sum(c.nbytes for c in cells)
