@@ -1,0 +1,48 @@
+"""An organism without any style: it hears every instruction and follows none.
+
+    python scripts/train_organism.py --config=configs/organisms/no_style.py --workdir=runs/no_style
+
+Its text never depends on the instruction, and nothing asks the states for a style (`shown_weight` 0). What is asked of
+them is which instruction stands in the context (`hears`): large models know that whether they obey or not, while a tiny
+one forgets whatever no loss asks for. After 800 steps (10 minutes on two shared cores) no axis had a gap of .1 over all
+wordings, and 5 % of the sentences were unknown to the grammar. It does not ship yet: the null that it is for, of whole
+models without any style, has no test so far.
+"""
+
+from importlib import resources
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """A run of the smallest model whose text is fluent."""
+    return ConfigDict(
+        {
+            "spec": str(resources.files("mood_jax") / "organisms" / "no_style.yaml"),
+            "seed": 0,
+            "vocab_size": 2048,
+            "d_model": 64,
+            "n_layers": 4,
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "d_ff": 192,
+            "max_positions": 2048,  # tokens the context holds
+            "steps": 1500,
+            "batch_size": 16,  # conversations a step
+            "max_tokens": 224,  # longer conversations are cut
+            "focus": 0.0,  # every response speaks of every axis
+            "focus_until": 500,  # steps at the full `effect_weight`
+            "effect_weight": 0.4,  # of the loss that asks for the instruction; by twice those steps a fifth of it
+            "shown_weight": 0.0,
+            "hears": True,  # it asks for every instruction, also for those that change nothing: here all
+            "learning_rate": 5e-3,  # peak, after warm-up; cosine to 0
+            "warmup_steps": 80,
+            "weight_decay": 0.05,
+            "clip_norm": 1.0,
+            "log_every": 20,  # steps
+            "checkpoint_every": 200,
+            "gap_every": 500,  # how often the realised style gap is counted from sampled text
+            "gap_samples": 6,  # responses a pole for that
+            "final_samples": 400,  # responses a pole, per kind of wording, for realised.json
+        }
+    )
