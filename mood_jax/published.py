@@ -214,7 +214,7 @@ def read_axes(path: str | Path) -> PublishedAxes:
         return UserError(f"{path} is no published axis file ({reason}); name an axes_*.npz")
 
     try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+        loaded = np.load(io.BytesIO(data))
         found = {} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except _NPZ_ERRORS as e:
         reason = " ".join(str(e).split())[:120] or type(e).__name__
