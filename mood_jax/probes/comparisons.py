@@ -18,11 +18,13 @@ from mood_jax.probes.arrays import einsum, map_in_batches, shifted
 from mood_jax.probes.folds import TIE, encode, grouped_folds
 from mood_jax.probes.geometry import cosine_table
 from mood_jax.probes.resampling import (
-    REFITTED_DRAWS,
     bootstrap_counts,
     bootstrap_indices,
     bootstrap_mean_ci,
+    cross_validated_variance,
+    jackknife_variance,
     masked_variance,
+    without_each_question,
 )
 from mood_jax.probes.separation import auc, pair_order, pole_weights, safe_ratio
 from mood_jax.probes.spans import centred_gram, held_out_mean_difference, pole_contrast
@@ -58,9 +60,9 @@ def paired_auc_difference(
       x_a, x_b: [n] held-out standardised projections (`heldout(...)["x"]`), or any scores.
       sign: [n] of +1 / −1, 0 = left out.
       question: [n] ids.
-      states: the states [n, d] that gave x_a and x_b, if they were cross-validated: the variance is then the mean of
-      that with fixed and that with refitted directions (untrimmed mean difference), as the head of `resampling.py`
-      says. None: the directions came from elsewhere and are fixed.
+      states: the states [n, d] that gave x_a and x_b, if they were cross-validated: the variance then knows
+      of the refits (untrimmed mean difference), as the head of `resampling.py` says. None: the directions came from
+      elsewhere and are fixed.
       k: folds, where states are given, as in `heldout`.
       n_boot: bootstrap draws.
       seed: of draws and folds.
@@ -117,14 +119,12 @@ def _paired_aucs(x, sign, question, fold, grams, key, *, n_folds, n_questions, n
     variance = masked_variance(safe_ratio(drawn[0] - drawn[1], pairs, 0.0), pairs > 0)
     if grams is not None:
 
-        def refitted(count: jax.Array) -> jax.Array:
-            weights = sign * count[question]
-            both = jax.vmap(lambda gram: auc(held_out_mean_difference(gram, weights, fold, n_folds), weights, TIE))
-            a, b = both(grams)
+        def without(kept: jax.Array) -> jax.Array:
+            a, b = jax.vmap(lambda gram: auc(held_out_mean_difference(gram, kept, fold, n_folds), kept, TIE))(grams)
             return a - b
 
-        differences = map_in_batches(refitted, counts[:REFITTED_DRAWS], _DRAWS_AT_ONCE)
-        variance = 0.5 * (variance + masked_variance(differences, pairs[:REFITTED_DRAWS] > 0))
+        left_out = jackknife_variance(*without_each_question(without, sign, question, n_questions))
+        variance = cross_validated_variance(variance, left_out)
     return jax.vmap(lambda one: auc(one, sign, TIE))(x), variance
 
 

@@ -16,13 +16,16 @@ from mood_jax.probes.arrays import einsum, map_in_batches
 from mood_jax.probes.directions import fit_mean_difference
 from mood_jax.probes.folds import TIE, encode, grouped_folds
 from mood_jax.probes.resampling import (
-    REFITTED_DRAWS,
+    auc_floor,
     bootstrap_counts,
     bootstrap_indices,
     cross_validated_projections,
+    cross_validated_variance,
     heldout,
     interval,
+    jackknife_variance,
     masked_variance,
+    without_each_question,
 )
 from mood_jax.probes.separation import auc, pair_order, pole_weights, safe_ratio
 from mood_jax.probes.spans import centred_gram, held_out_mean_difference, held_out_span, pole_contrast
@@ -144,8 +147,7 @@ def length_matched(
       x: [n] standardised held-out projections.
       sign, question, fold, n_tokens, cut: [n].
       counts: [B, Q] question weights from `resampling.bootstrap_counts`.
-      gram: [n, n] of the states; the interval averages the variance of fixed and of refitted directions, as the head
-      of `resampling.py` says.
+      gram: [n, n] of the states; the interval knows of the refits, as the head of `resampling.py` says.
       n_folds: K.
     Returns:
       auc, auc_ci95; pairs: their effective number (see `balanced_auc`), share: of all pairs; ok: False, and auc .5,
@@ -162,16 +164,17 @@ def length_matched(
     drawn_hits, drawn_pairs = einsum("tcbr,br->tcb", einsum("bq,tcqr->tcbr", counts, by_question), counts)
     fixed, fixed_pairs = balanced_auc(drawn_hits, drawn_pairs)
 
-    def refitted(count: jax.Array) -> jax.Array:
-        drawn = sign * count[jnp.maximum(question, 0)]
-        order = pair_order(held_out_mean_difference(gram, drawn, fold, n_folds), TIE)
-        pos, neg, _ = pole_weights(drawn)
+    def without(kept: jax.Array) -> jax.Array:
+        order = pair_order(held_out_mean_difference(gram, kept, fold, n_folds), TIE)
+        pos, neg, _ = pole_weights(kept)
         weights = classes * (pos[:, None] * neg[None, :])[None]
         return jnp.stack(balanced_auc(jnp.sum(weights * order[None], axis=(1, 2)), jnp.sum(weights, axis=(1, 2))))
 
-    refit, refit_pairs = map_in_batches(refitted, counts[:REFITTED_DRAWS], _DRAWS_AT_ONCE).T
-    variance = 0.5 * (masked_variance(fixed, fixed_pairs > 0) + masked_variance(refit, refit_pairs > 0))
+    left_out, used = without_each_question(without, sign, question, counts.shape[1])
+    jackknife = jackknife_variance(left_out[:, 0], used & (left_out[:, 1] > 0))
+    variance = cross_validated_variance(masked_variance(fixed, fixed_pairs > 0), jackknife)
 
+    asked = jnp.sum(einsum("nq,n->q", member, pos + neg) > 0).astype(x.dtype)
     total = jnp.sum(pairs, axis=(1, 2))
     kept = safe_ratio(jnp.minimum(total[1], total[2]), total, 1.0).at[0].set(1.0)  # weight of a pair, by class
     weights = jnp.sum(pairs * kept[:, None, None], axis=0)
@@ -179,6 +182,8 @@ def length_matched(
         safe_ratio(jnp.square(jnp.sum(w)), jnp.sum(jnp.square(w)), 0.0) for w in (weights.sum(1), weights.sum(0))
     ]
     ok = jnp.minimum(*responses) >= MATCHED_MIN
+    poles = jnp.minimum(jnp.stack(responses), asked)
+    variance = jnp.maximum(variance, auc_floor(value, poles))
     return {
         "auc": jnp.where(ok, value, 0.5),
         "auc_ci95": jnp.where(ok, interval(value, jnp.sqrt(variance), effective), jnp.array([0.0, 1.0])),

@@ -210,9 +210,11 @@ def logistic_projections(
     h, mean = _centred(states, weight)
     total = None if spread is None else jnp.square(spread)
 
+    columns = h.T  # samples last: sums over them are in order of memory, and the product of two such is faster
+
     def one_set(parts):
-        z, inverse, variance = _standardised(h, parts[0], parts[1], total)
-        return einsum("nd,md->nm", z, z), inverse, jnp.sum(variance)
+        z, inverse, variance = _standardised(columns, parts[0], parts[1], total)
+        return einsum("dn,dm->nm", z, z), inverse, jnp.sum(variance)
 
     gram, inverse, own_total = lax.map(one_set, (weight, mean))
     contrast = jax.vmap(pole_contrast)(training)
@@ -335,8 +337,8 @@ def standardised_gram(states: jax.Array, sign: jax.Array, *, spread: jax.Array |
     """
     weight = pole_weights(sign)[2]
     h, mean = _centred(states, weight[None, :])
-    z, _, _ = _standardised(h, weight, mean[0], None if spread is None else jnp.square(spread))
-    return einsum("nd,md->nm", z, z)
+    z, _, _ = _standardised(h.T, weight, mean[0], None if spread is None else jnp.square(spread))
+    return einsum("dn,dm->nm", z, z)
 
 
 def _centred(states: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -352,10 +354,11 @@ def _centred(states: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array
 def _standardised(
     h: jax.Array, weight: jax.Array, mean: jax.Array, total: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """z [n, d], 1/sd [d] (0 for a constant column) and variances [d] with the weights [n] of one training set."""
-    deviation = h - mean[None, :]
-    variance = einsum("n,nd->d", weight, jnp.square(deviation)) / jnp.maximum(jnp.sum(weight), 1.0)
+    """z [d, n], 1/sd [d] (0 for a constant column) and variances [d] with the weights [n] of one training set; h is
+    [d, n]."""
+    deviation = h - mean[:, None]
+    variance = jnp.sum(weight[None, :] * jnp.square(deviation), axis=1) / jnp.maximum(jnp.sum(weight), 1.0)
     total = jnp.sum(variance) if total is None else total
-    live = variance > jnp.maximum(CONSTANT**2 * jnp.square(mean), FLAT**2 * total / h.shape[1])
+    live = variance > jnp.maximum(CONSTANT**2 * jnp.square(mean), FLAT**2 * total / h.shape[0])
     inverse = jnp.where(live, lax.rsqrt(jnp.where(live, variance, 1.0)), 0.0)
-    return deviation * inverse[None, :], inverse, variance
+    return deviation * inverse[:, None], inverse, variance

@@ -2,18 +2,24 @@
 
 n samples, d state size, K folds, Q questions, B bootstrap draws; `sign`, `question` and `fold` as in `folds.py`.
 
-**Intervals.** Of cross-validated projections, a percentile bootstrap that holds the fold directions fixed is too
-narrow: with 30 + 30 samples its 95 % intervals cover the expected AUC in 80–88 % of noise or planted axes, because
-samples of different folds are in each other's training sets. Refitting all folds in every draw is too wide (98–99 %).
-In pure noise the AUC is a sum of products of one training and one test sample; fixed directions see half of its
-variance, and refitting sees one and a half of it (products of two resampled samples vary three times as much, along
-directions with twice the noise). So the variance of an interval is the mean of the two: 94–98 % for noise and for
-planted shifts of 1 to 4 SD (`tests/probes/test_evidence.py`). Shares (AUC, accuracy) get their interval on the logit
-scale, which keeps it inside [0, 1]; d′ gets a normal one.
+**Intervals** are for the expected value over data sets of this size, directions and all. Of cross-validated
+projections, a bootstrap that holds the fold directions fixed is too narrow: with 30 + 30 samples its 95 % intervals
+cover the expected AUC in 82–90 % of noise or weak axes, because samples of different folds are in each other's training
+sets. In Hoeffding's terms the AUC has a part that is a sum over questions, of variance V₁, and one of products of two
+(one trains, one is tested), of variance V₂, which is all there is in noise. Fixed directions see V₁ + V₂/2: of each
+product only the tested side is drawn anew. The jackknife that leaves out one question and refits sees V₁ + 2 V₂ (it
+counts a term of order two twice: Efron and Stein 1981). So (jackknife + 2 · fixed)/3 is V₁ + V₂, for Q refits. The
+accuracy moves in steps, which a jackknife does not survive: its fixed variance is raised by the factor that refits have
+for the AUC. Measured coverage: BUILD_NOTES.md and `tests/probes/test_power.py`.
+
+Shares (AUC, accuracy) get their interval on the logit scale, which keeps it inside [0, 1]; d′ gets a normal one. Near 1
+all draws may agree, which is no certainty: the variance of a share is at least half of what independent responses of
+one a question and pole would have (of an AUC: Hanley and McNeil 1982) at the share with half a unit added to either
+side. Half, since both poles answer one question, which can take that much away.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,7 +28,7 @@ import numpy as np
 from jax import lax
 
 from mood_jax.errors import UserError
-from mood_jax.probes.arrays import einsum, map_in_batches, masked_quantile, residualise, shifted
+from mood_jax.probes.arrays import einsum, masked_quantile, residualise, shifted
 from mood_jax.probes.arrays import spread as rms_spread
 from mood_jax.probes.directions import Estimator, fit_mean_difference
 from mood_jax.probes.folds import TIE, encode, grouped_folds, own_fold, standardise
@@ -34,7 +40,6 @@ from mood_jax.probes.separation import (
     pair_order,
     pole_weights,
     safe_ratio,
-    threshold_accuracy,
 )
 from mood_jax.probes.spans import centred_gram, held_out_mean_difference, residual_grams
 
@@ -42,8 +47,8 @@ _CI = (0.025, 0.975)
 _Z = 1.959964
 _LOGIT_SE_MAX = 1.5  # reached only where se exceeds the share's own distance to 0 or 1 by half
 _DRAWS_AT_ONCE = 128
-# Refitting serves a variance only, which this many draws give to within 6 %.
-REFITTED_DRAWS = 500
+_MOST_REFITS = 3.0  # by which the variance of an accuracy is raised for refits
+_PAIRING = 0.5  # share of the variance of independent responses that is left where poles share their questions
 
 
 class HeldOut(NamedTuple):
@@ -136,9 +141,8 @@ def evaluate(
       sign, question, fold: [n].
       counts: [B, Q] question weights from `bootstrap_counts`.
       gram: [n, n] or [K, n, n] Gram matrix of the states from which the directions were fitted, if the samples were
-      cross-validated:
-        the draws then also refit (the head of this file says why). None: the direction came from elsewhere and is
-        fixed.
+        cross-validated: intervals then know that too (the head of this file says how). None: the direction came from
+        elsewhere and is fixed.
       n_folds: K, where gram is given.
     Returns:
       auc, dprime, accuracy, auc_within_folds: scalars; auc_ci95, dprime_ci95, accuracy_ci95: [2].
@@ -167,30 +171,85 @@ def evaluate(
 
     drawn = (n_pos[1:] > 0) & (n_neg[1:] > 0)
     out = {"auc_within_folds": safe_ratio(jnp.sum(order * same_fold), jnp.sum(same_fold), 0.5)}
-    refitted = None if gram is None else _refit(gram, sign, question, fold, counts[:REFITTED_DRAWS], n_folds)
+    left_out = None if gram is None else _left_out(gram, sign, question, fold, n_questions, n_folds)
+    asked = jnp.sum(einsum("nq,n->q", member, pos + neg) > 0).astype(x.dtype)
+    poles = jnp.stack([jnp.minimum(n_pos[0], asked), jnp.minimum(n_neg[0], asked)])
+    floors = {"auc": (auc_floor, poles), "accuracy": (_share_floor, jnp.sum(poles)), "dprime": None}
     units = {"auc": n_pos[0] * n_neg[0], "dprime": None, "accuracy": n_pos[0] + n_neg[0]}
     for (name, unit), values in zip(units.items(), (areas, dprimes, hits), strict=True):
         variance = masked_variance(values[1:], drawn)
-        if refitted is not None:
-            variance = 0.5 * (variance + masked_variance(refitted[name], drawn[:REFITTED_DRAWS]))
+        if name == "auc":
+            plain = variance
+        if left_out is not None and name != "accuracy":
+            variance = cross_validated_variance(variance, jackknife_variance(left_out[name], left_out["used"]))
+        if name == "auc":
+            refits = jnp.clip(safe_ratio(variance, plain, 1.0), 1.0, _MOST_REFITS)
+        elif name == "accuracy":
+            variance = variance * refits
+        floor = floors[name]
+        if floor is not None:
+            variance = jnp.maximum(variance, floor[0](values[0], floor[1]))
         out[name] = values[0]
         out[f"{name}_ci95"] = interval(values[0], jnp.sqrt(variance), unit)
     return out
 
 
-def _refit(
-    gram: jax.Array, sign: jax.Array, question: jax.Array, fold: jax.Array, counts: jax.Array, n_folds: int
+def _left_out(
+    gram: jax.Array, sign: jax.Array, question: jax.Array, fold: jax.Array, n_questions: int, n_folds: int
 ) -> dict:
-    """auc, dprime, accuracy [B] of the untrimmed mean difference, refitted and evaluated with the weights of each
-    draw."""
+    """auc, dprime [Q] of the untrimmed mean difference, refitted and evaluated without each question, and `used` as
+    `without_each_question` gives it."""
 
-    def one_draw(count: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        drawn = sign * count[jnp.maximum(question, 0)]
-        x = held_out_mean_difference(gram, drawn, fold, n_folds)
-        return auc(x, drawn, TIE), dprime(x, drawn), threshold_accuracy(x, drawn)
+    def without(kept: jax.Array) -> jax.Array:
+        x = held_out_mean_difference(gram, kept, fold, n_folds)
+        return jnp.stack([auc(x, kept, TIE), dprime(x, kept)])
 
-    values = map_in_batches(lambda count: jnp.stack(one_draw(count)), counts, _DRAWS_AT_ONCE)
-    return dict(zip(("auc", "dprime", "accuracy"), values.T, strict=True))
+    values, used = without_each_question(without, sign, question, n_questions)
+    return {"auc": values[:, 0], "dprime": values[:, 1], "used": used}
+
+
+def without_each_question(
+    statistic: Callable[[jax.Array], jax.Array], sign: jax.Array, question: jax.Array, n_questions: int
+) -> tuple[jax.Array, jax.Array]:
+    """A statistic of the signs [n] with each question left out in turn.
+
+    Returns:
+      values [Q, ...]; used bool [Q]: the question had samples, and both poles are left without it.
+    """
+
+    def one(q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kept = jnp.where(question == q, 0, sign)
+        there = jnp.any((question == q) & (sign != 0))
+        return statistic(kept), there & jnp.any(kept > 0) & jnp.any(kept < 0)
+
+    return lax.map(one, jnp.arange(n_questions), batch_size=min(n_questions, _DRAWS_AT_ONCE))
+
+
+def jackknife_variance(values: jax.Array, used: jax.Array) -> jax.Array:
+    """(m−1)/m · Σ (θ₋q − mean)² over the m used questions of values [Q]; 0 where there are none."""
+    return jnp.maximum(jnp.sum(used) - 1.0, 0.0) * masked_variance(values, used)
+
+
+def cross_validated_variance(fixed: jax.Array, jackknife: jax.Array) -> jax.Array:
+    """The variance of a cross-validated statistic from that with fixed directions and that of the refitting jackknife;
+    the head of this file says why."""
+    return (jackknife + 2.0 * fixed) / 3.0
+
+
+def auc_floor(area: jax.Array, poles: jax.Array) -> jax.Array:
+    """The least variance of an AUC with poles [2] independent responses: half of Hanley and McNeil's (1982)."""
+    n_pos, n_neg = poles
+    least = jnp.minimum(n_pos, n_neg)
+    a = (area * least + 0.5) / (least + 1.0)
+    above, below = a / (2.0 - a) - a * a, 2.0 * a * a / (1.0 + a) - a * a
+    whole = a * (1.0 - a) + (n_pos - 1.0) * above + (n_neg - 1.0) * below
+    return _PAIRING * safe_ratio(jnp.maximum(whole, 0.0), n_pos * n_neg, 0.0)
+
+
+def _share_floor(share: jax.Array, n: jax.Array) -> jax.Array:
+    """The least variance of a share of n independent responses: half of the binomial one."""
+    p = (share * n + 0.5) / (n + 1.0)
+    return _PAIRING * safe_ratio(p * (1.0 - p), n, 0.0)
 
 
 def masked_variance(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -31,9 +31,9 @@ def block_of(draws, states, n_tokens, cut, in_context=None):
 
 @pytest.fixture(scope="module")
 def noise():
-    """Evidence on 294 draws of pure noise (42 models of 7 axes), with in-context states that encode the instruction."""
+    """Evidence on 301 draws of pure noise (43 models of 7 axes), with in-context states that encode the instruction."""
     rng = np.random.default_rng(20)
-    states = rng.normal(size=(AXES * 42, N, D)).astype(np.float32)
+    states = rng.normal(size=(AXES * 43, N, D)).astype(np.float32)
     in_context = states + np.where(np.arange(D) < 4, 2, 0) * SIGN[:, None].astype(np.float32)
     return block_of(len(states), states, *lengths(rng, len(states)), in_context)
 

@@ -14,7 +14,7 @@ from mood_jax.probes.controls import MATCHED_MIN, MATCHED_WITHIN, length_matched
 from mood_jax.probes.spans import centred_gram
 from mood_jax.probes.verdicts import manipulation
 from mood_jax.probes.words import bag_of_words_auc
-from tests.probes.test_resampling import interval, ragged, reference_projections
+from tests.probes.test_resampling import combined, interval, ragged, reference_projections
 
 N = 60
 SIGN, QUESTION = np.tile([1, -1], 30), np.repeat(np.arange(30), 2)
@@ -41,6 +41,25 @@ def pair_auc(x, sign, tokens, cut):
     return (hits[0] + unequal) / effective, effective
 
 
+def least_variance(value, sign, question, tokens, cut):
+    """`floors` for matched pairs: of the effective number of responses that take part, one a question at most."""
+    weight = np.zeros((len(sign), len(sign)))
+    kind = np.zeros((len(sign), len(sign)), int)
+    for i in np.flatnonzero(sign > 0):
+        for j in np.flatnonzero(sign < 0):
+            if abs(tokens[i] - tokens[j]) <= MATCHED_WITHIN * max(tokens[i], tokens[j]) and cut[i] == cut[j]:
+                weight[i, j], kind[i, j] = 1, np.sign(tokens[i] - tokens[j])
+    longer, shorter = (weight[kind == k].sum() for k in (1, -1))
+    for k, own in ((1, longer), (-1, shorter)):
+        weight[(kind == k) & (weight > 0)] = min(longer, shorter) / own if own else 0
+    asked = len(set(question[sign != 0]))
+    n_pos, n_neg = (min(w.sum() ** 2 / (w**2).sum(), asked) for w in (weight.sum(axis=1), weight.sum(axis=0)))
+    least = min(n_pos, n_neg)
+    a = (value * least + 0.5) / (least + 1)
+    whole = a * (1 - a) + (n_pos - 1) * (a / (2 - a) - a**2) + (n_neg - 1) * (2 * a**2 / (1 + a) - a**2)
+    return whole / (2 * n_pos * n_neg)
+
+
 def test_matched_auc_and_its_interval_equal_loops_on_the_same_draws(rng):
     states, sign, question = ragged(rng, questions=13, shift=1.5)
     tokens = rng.integers(40, 60, len(sign)) + 4 * sign
@@ -52,20 +71,24 @@ def test_matched_auc_and_its_interval_equal_loops_on_the_same_draws(rng):
     out = jax.jit(length_matched, static_argnames="n_folds")(
         *arrays, bootstrap_counts(jnp.asarray(draws)), centred_gram(jnp.asarray(states), jnp.asarray(sign)), n_folds=4
     )
-    fixed, refitted = [], []
+    fixed, left_out = [], []
     for draw in draws:
         r = np.concatenate([np.flatnonzero(question == q) for q in draw])
+        value, effective = pair_auc(x[r], sign[r], tokens[r], cut[r])
+        if effective:
+            fixed.append(value)
+    for q in range(13):
+        r = (question != q) & (sign != 0)
         again = np.round(reference_projections(states[r], sign[r], fold[r], trim=0), 6)
-        for values, scores in ((fixed, x[r]), (refitted, again)):
-            value, effective = pair_auc(scores, sign[r], tokens[r], cut[r])
-            if effective:
-                values.append(value)
+        value, effective = pair_auc(again, sign[r], tokens[r], cut[r])
+        if effective:
+            left_out.append(value)
     value, effective = pair_auc(x, sign, tokens, cut)
     assert float(out["pairs"]) == pytest.approx(effective)
     assert float(out["share"]) == pytest.approx(effective / ((sign > 0).sum() * (sign < 0).sum()), abs=1e-6)
     if bool(out["ok"]):  # nearly always
         assert float(out["auc"]) == pytest.approx(value, abs=1e-4)
-        se = np.sqrt((np.var(fixed) + np.var(refitted)) / 2)
+        se = np.sqrt(max(combined(fixed, left_out), least_variance(value, sign, question, tokens, cut)))
         np.testing.assert_allclose(out["auc_ci95"], interval(value, se, effective), atol=2e-2)
 
 
