@@ -12,6 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from mood_jax.compiled import keep_programs
 from mood_jax.errors import UserError
 
 _CONFIG_ERRORS = (AttributeError, ImportError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
@@ -44,7 +45,7 @@ def run(main: Callable[[Any, Path], None], default_config: str | None = None, ne
             if needs_workdir and not workdir_flag.value:
                 raise UserError("no --workdir given; name a folder for what this run writes")
             config = _locked(config_flag.value)
-            print_header(config)
+            print_header(config, keep_programs())
             main(config, Path(workdir_flag.value or "."))
         except UserError as e:
             fail(str(e))
@@ -117,8 +118,8 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
-def print_header(config: Any) -> None:
-    """The resolved config and the devices, one line each."""
+def print_header(config: Any, programs: str = "not kept") -> None:
+    """The resolved config, the devices, and where compiled programs are kept."""
     import jax
 
     import mood_jax
@@ -128,6 +129,7 @@ def print_header(config: Any) -> None:
     print(f"mood_jax {mood_jax.__version__} · jax {jax.__version__} · {len(devices)} × {kind}")
     for key, value in sorted(config.items()):
         print(f"  {key} = {value}")
+    print(f"compiled programs: {programs}")
     sys.stdout.flush()
 
 

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import os
+import runpy
 import zlib
+from pathlib import Path
 
 # Environment variables, which subprocesses inherit, rather than jax.config; set before jax and torch are imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +21,13 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import numpy as np
 import pytest
+
+# Compiled programs are shared by the workers and the scripts they start: each is compiled once, or by the run before.
+# The module is run from its file, since importing the package imports jax, which reads its variables then.
+ROOT = Path(__file__).parent.parent
+_COMPILED = ROOT / ".pytest_cache" / "compiled" / runpy.run_path(str(ROOT / "mood_jax" / "compiled.py"))["machine"]()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # Changed by hand now and then, which gives every test new inputs; it stays until the whole suite has passed with it.
 # So what passed here passes there.
