@@ -2,7 +2,7 @@
 
     python scripts/benchmark_probes.py --config=configs/benchmark_probes.py --workdir=runs/benchmark
 
-takes about three minutes on 2 quiet CPU cores and 2 GB of memory, and writes benchmark_probes.json.
+takes about twenty seconds on 2 quiet CPU cores and 2 GB of memory, and writes benchmark_probes.json.
 """
 
 from ml_collections import ConfigDict
