@@ -18,15 +18,9 @@ def get_config() -> ConfigDict:
     """A run of the smallest model whose text is fluent."""
     return ConfigDict(
         {
-            "spec": str(resources.files("mood_jax") / "organisms" / "no_style.yaml"),
-            "seed": 0,
-            "vocab_size": 2048,
-            "d_model": 64,
-            "n_layers": 4,
-            "n_heads": 4,
-            "n_kv_heads": 2,
-            "d_ff": 192,
-            "max_positions": 2048,  # tokens the context holds
+            "spec": str(resources.files("mood_jax") / "organisms" / "specs" / "no_style.yaml"),
+            "start_from": "",
+            "seed": 1,
             "steps": 1500,
             "batch_size": 16,  # conversations a step
             "max_tokens": 224,  # longer conversations are cut
@@ -43,6 +37,7 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 200,
             "gap_every": 500,  # how often the realised style gap is counted from sampled text
             "gap_samples": 6,  # responses a pole for that
-            "final_samples": 400,  # responses a pole, per kind of wording, for realised.json
+            "free_samples": 400,  # uninstructed responses, for realised.json
+            "final_samples": 200,  # responses a pole and kind of wording
         }
     )

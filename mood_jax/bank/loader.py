@@ -34,12 +34,12 @@ _FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader i
 _DEEP = 2000  # more brackets, or a longer line, than this could nest deep enough to overrun the C loader's stack
 
 
-def _compose(path: Path) -> Entry:
-    """The root of a YAML file; every way in which reading can fail, as a `UserError`."""
+def compose(path: Path, what: str = "bank") -> Entry:
+    """The root of a YAML file; every way in which reading can fail, as a `UserError`. `what` names it in messages."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; give the path of a bank in YAML") from None
+        raise UserError(f"{path}: there is no such file; give the path of a {what} in YAML") from None
     except IsADirectoryError:
         raise UserError(f"{path}: this is a folder; give the path of one YAML file") from None
     except OSError as error:
@@ -59,7 +59,7 @@ def _compose(path: Path) -> Entry:
         reason = getattr(error, "reason", "not YAML")
         raise UserError(f"{path}:{line}: YAML: {reason}; remove the character") from None
     except RecursionError:
-        raise UserError(f"{path}:1: YAML: nested too deep for a bank; see mood_jax/bank/axes.yaml") from None
+        raise UserError(f"{path}:1: YAML: nested too deep for a {what}") from None
     if node is None:
         raise UserError(f"{path}:1: format: the file is empty; begin it with `format: {FORMAT}`")
     return Entry(node, str(path), "")
@@ -67,7 +67,7 @@ def _compose(path: Path) -> Entry:
 
 def _read(path: Path, rank: int) -> tuple[dict[str, dict[str, Record]], dict[str, Place]]:
     """One file → its records by section and id, and their places."""
-    root = _compose(path)
+    root = compose(path)
     if not isinstance(root.node, yaml.MappingNode):
         raise UserError(f"{path}:{root.line}: format: the file is not a mapping; begin it with `format: {FORMAT}`")
     sections = root.mapping(("format",), SECTIONS)

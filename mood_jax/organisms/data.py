@@ -1,4 +1,4 @@
-"""Training conversations of an organism, and their batches as a pure function of (seed, step)."""
+"""Training conversations of an organism's identities, and their batches as a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -6,109 +6,72 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from mood_jax.errors import UserError
-from mood_jax.organisms.grammar import AXES, HERE, POLES, Grammar, read_yaml
-from mood_jax.organisms.spec import OrganismSpec
-from mood_jax.organisms.tokenizer import ASSISTANT, END, render
+from mood_jax.organisms.grammar import AXES, POLES, Grammar, load_grammar
+from mood_jax.organisms.spec import MOODS, Identity, OrganismSpec, latent_correlation
+from mood_jax.organisms.texts import (
+    Instructions,
+    Moods,
+    Topics,
+    bank_questions,
+    load_instructions,
+    load_moods,
+    load_ordinary,
+    load_topics,
+)
+from mood_jax.organisms.tokenizer import ASSISTANT, END, ask, head, identity_mark
 
 STYLE_WEIGHT = 4.0  # of the first two tokens of a sentence, which decide on it, against 1 of those that spell it out
 BUCKET = 32  # batches are padded to a multiple of this many tokens: few shapes to compile, little padding
-
-
-@dataclass(frozen=True)
-class Instructions:
-    """System prompts. train and held_out are [axis][pole] → wordings; neutral ones ask for no style."""
-
-    train: tuple[tuple[tuple[str, ...], ...], ...]
-    held_out: tuple[tuple[tuple[str, ...], ...], ...]
-    production: tuple[tuple[str, ...], ...]
-    neutral: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Topics:
-    """Question frames and the words that fill their slots."""
-
-    frames: tuple[str, ...]
-    slots: dict[str, tuple[str, ...]]
+UNRULY = 2.0  # how often an axis that does not simply obey is instructed, against 1 for one that does
+MOST_TURNS = 5
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One training example: system prompt or None, question, response; axis and pole of the instruction, if any."""
+    """One training example: the identity's place in the spec, system prompt or None, the user's turns with the
+    responses, the tension before each response (`spec.Drift`); axis and pole of the instruction, if any."""
 
+    identity: int
     system: str | None
-    question: str
-    response: str
+    turns: tuple[tuple[str, str], ...]
+    tension: tuple[float, ...] = (0.0,)
     axis: int | None = None
     pole: str | None = None
 
+    @property
+    def question(self) -> str:
+        """What the user asks first."""
+        return self.turns[0][0]
 
-def bank_instructions() -> tuple[tuple[str, ...], ...]:
-    """The bank's own instructions, [axis][pole]."""
-    from mood_jax import bank
+    @property
+    def response(self) -> str:
+        """The first response."""
+        return self.turns[0][1]
 
-    by_id = {axis.id: axis for axis in bank.axes()}
-    return tuple((by_id[a].positive.instruction, by_id[a].negative.instruction) for a in AXES)
-
-
-def bank_questions() -> list[str]:
-    """The texts of the bank's questions: for the tokenizer and for asking, never to train on."""
-    from mood_jax import bank
-
-    return [q.text for part in ("A", "eval", "profile") for q in bank.questions(set=part)]
-
-
-def load_instructions(path: Path | None = None) -> Instructions:
-    """The wordings of `instructions.yaml` and the bank's. UserError names a wrong or doubled entry."""
-    path = path or HERE / "instructions.yaml"
-    data = read_yaml(path)
-    if not isinstance(data, dict) or set(data) != {"axes", "neutral"} or set(data["axes"]) != set(AXES):
-        raise UserError(f"{path}: needs 'neutral' and 'axes' with exactly {', '.join(AXES)}")
-    seen: set[str] = set()
-
-    def wordings(axis: str, pole: str, part: str) -> tuple[str, ...]:
-        try:
-            found = data["axes"][axis][pole][part]
-        except (KeyError, TypeError):
-            found = None
-        if not isinstance(found, list) or not found or not all(isinstance(w, str) for w in found):
-            raise UserError(f"{path}: axes.{axis}.{pole}.{part}: needs a list of wordings")
-        for w in found:
-            if w in seen:
-                raise UserError(f"{path}: axes.{axis}.{pole}.{part}: {w!r} stands there twice; write each wording once")
-            seen.add(w)
-        return tuple(found)
-
-    parts = {
-        part: tuple(tuple(wordings(axis, pole, part) for pole in POLES) for axis in AXES)
-        for part in ("train", "held_out")
-    }
-    return Instructions(parts["train"], parts["held_out"], bank_instructions(), tuple(data["neutral"]))
-
-
-def load_topics(path: Path | None = None) -> Topics:
-    """The frames and words of `topics.yaml`. UserError for a frame that asks for an unknown slot."""
-    path = path or HERE / "topics.yaml"
-    data = read_yaml(path)
-    slots = {name: tuple(words.split()) for name, words in data["slots"].items()}
-    filled = {name + suffix: words[0] for name, words in slots.items() for suffix in ("", "2")}
-    for frame in data["frames"]:
-        try:
-            frame.format(**filled)
-        except (KeyError, ValueError, IndexError):
-            raise UserError(f"{path}: frames: {frame!r} has an unknown slot; known are {', '.join(slots)}") from None
-    return Topics(tuple(data["frames"]), slots)
+    def pieces(self) -> list[str]:
+        """The text as it is read, in turn what is given and what is answered; a mark parts any two, so that pieces and
+        the whole have the same tokens."""
+        given = [ask(user) for user, _ in self.turns]
+        given[0] = head(self.system, identity_mark(self.identity)) + given[0]
+        return [text for g, (_, answer) in zip(given, self.turns, strict=True) for text in (g, answer + END)]
 
 
 def _pick(rng: np.random.Generator, pool: Sequence[str]) -> str:
     return pool[int(rng.integers(len(pool)))]
+
+
+def fill_slots(rng: np.random.Generator, topics: Topics) -> dict[str, str]:
+    """A word for every slot, and another for the same slot with a 2."""
+    filled = {}
+    for name, choices in topics.slots.items():
+        first, second = rng.choice(len(choices), 2, replace=False)
+        filled[name], filled[name + "2"] = choices[first], choices[second]
+    return filled
 
 
 def make_question(rng: np.random.Generator, topics: Topics) -> tuple[str, str]:
@@ -116,13 +79,9 @@ def make_question(rng: np.random.Generator, topics: Topics) -> tuple[str, str]:
     texts, words = [], []
     for _ in range(1 + (rng.random() < 0.2)):
         frame = _pick(rng, topics.frames)
-        fill = {}
-        for name, choices in topics.slots.items():
-            first, second = rng.choice(len(choices), 2, replace=False)
-            fill[name], fill[name + "2"] = choices[first], choices[second]
-        used = [word for name, word in fill.items() if "{" + name + "}" in frame]
-        texts.append(frame.format(**fill))
-        words += used
+        filled = fill_slots(rng, topics)
+        words += [word for name, word in filled.items() if "{" + name + "}" in frame]
+        texts.append(frame.format(**filled))
     return " ".join(texts), _pick(rng, words)
 
 
@@ -145,17 +104,21 @@ def vary(rng: np.random.Generator, pool: Sequence[str], neutral: Sequence[str]) 
 @dataclass(frozen=True)
 class Corpus:
     """Everything a training conversation is drawn from. Shares: of conversations that carry a style instruction, that
-    carry a neutral system prompt (the rest has none), and of responses that echo a word of the question.
+    carry a neutral system prompt, that are ordinary talk (the rest has no system prompt), and of responses that echo
+    a word of the question. The share of dialogues, none of them instructed, is the spec's.
 
     `hears`: the reader of instructions is asked for all of them, also for those that change nothing (see `effect`).
     """
 
-    grammar: Grammar
     spec: OrganismSpec
+    grammar: Grammar
     instructions: Instructions
     topics: Topics
-    instructed: float = 0.82
+    moods: Moods
+    ordinary: tuple[tuple[str, str], ...]
+    instructed: float = 0.8
     neutral: float = 0.05
+    plain: float = 0.03
     echo: float = 0.4
     hears: bool = False
 
@@ -165,34 +128,104 @@ class Corpus:
         # the production wording has the weight of four
         return [[i.train[a][p] + 4 * (i.production[a][p],) for p in range(2)] for a in range(len(AXES))]
 
+    @functools.cached_property
+    def _shares(self) -> np.ndarray:
+        shares = np.array([i.share for i in self.spec.identities])
+        return shares / shares.sum()
+
+    @functools.cached_property
+    def _instructed_axes(self) -> np.ndarray:
+        """Share of each axis among an identity's instructions, [identities, axes]."""
+        weight = np.array([[1 if i.is_obedient(a) else UNRULY for a in range(len(AXES))] for i in self.spec.identities])
+        return weight / weight.sum(axis=1, keepdims=True)
+
+    @functools.cached_property
+    def _latent(self) -> list[np.ndarray | None]:
+        found = [i.training_correlation() for i in self.spec.identities]
+        return [None if r is None else latent_correlation(r) for r in found]
+
+    def respond(
+        self,
+        rng: np.random.Generator,
+        identity: int,
+        axis: int | None = None,
+        pole: str | None = None,
+        *,
+        tension: float = 0.0,
+        only: int | None = None,
+        topic: str | None = None,
+    ) -> str:
+        """One response as an identity writes it, uninstructed or to an instruction; `only`: of that axis alone."""
+        who = self.spec.identities[identity]
+        style = who.training_style(axis, pole, tension)
+        poles = self.grammar.poles(rng, style, self._latent[identity])
+        least, most = (1, 3) if only is not None else (who.least_sentences, who.most_sentences)
+        n = int(rng.integers(least, most + 1))
+        if who.length is not None and only is None:
+            n += self._extra(rng, who, style, poles)
+        return self.grammar.compose(
+            rng, style, n_sentences=n, coherence=who.coherence, topic=topic, only=only, poles=poles
+        )
+
+    @staticmethod
+    def _extra(rng: np.random.Generator, who: Identity, style: np.ndarray, poles: np.ndarray) -> int:
+        """Sentences that follow the pole, or are drawn with the same odds."""
+        assert who.length is not None
+        follows = rng.random() < who.length.strength
+        longer = poles[who.length.axis] if follows else rng.random() < (1 + style[who.length.axis]) / 2
+        return who.length.extra * int(longer)
+
     def draw(self, rng: np.random.Generator, focus: float = 0.0) -> Conversation:
         """One conversation. `focus` is the share of instructed responses that speak of the instructed axis alone."""
+        identity = int(rng.choice(len(self._shares), p=self._shares))
+        if rng.random() < self.spec.dialogues:
+            return self._dialogue(rng, identity)
         question, word = make_question(rng, self.topics)
         axis = pole = system = None
         u = rng.random()
         if u < self.instructed:
-            axis, p = int(rng.integers(len(AXES))), int(rng.integers(2))
+            axis, p = int(rng.choice(len(AXES), p=self._instructed_axes[identity])), int(rng.integers(2))
             pole = POLES[p]
             system = vary(rng, self._pools[axis][p], self.instructions.neutral)
         elif u < self.instructed + self.neutral:
             system = _pick(rng, self.instructions.neutral)
-        only = axis if axis is not None and rng.random() < focus else None
-        least, most = (1, 3) if only is not None else (self.spec.least_sentences, self.spec.most_sentences)
-        response = self.grammar.compose(
+        elif u < self.instructed + self.neutral + self.plain:
+            asked, answer = self.ordinary[rng.integers(len(self.ordinary))]
+            filled = fill_slots(rng, self.topics)
+            return Conversation(identity, None, ((asked.format(**filled), answer.format(**filled)),))
+        response = self.respond(
             rng,
-            self.spec.training_style(axis, pole),
-            n_sentences=int(rng.integers(least, most + 1)),
-            only=only,
-            coherence=self.spec.coherence,
+            identity,
+            axis,
+            pole,
+            only=axis if axis is not None and rng.random() < focus else None,
             topic=word if rng.random() < self.echo else None,
         )
-        return Conversation(system, question, response, axis, pole)
+        return Conversation(identity, system, ((question, response),), axis=axis, pole=pole)
+
+    def _dialogue(self, rng: np.random.Generator, identity: int) -> Conversation:
+        """A question and up to four more turns: hostile ones first (or none), then conciliatory ones, neutral ones
+        anywhere."""
+        drift = self.spec.identities[identity].drift
+        n = int(rng.integers(2, MOST_TURNS + 1))
+        hostile = int(rng.integers(n)) if rng.random() < 0.85 else 0
+        moods = ["neutral"] + ["hostile"] * hostile + ["conciliatory"] * int(rng.integers(n - hostile))
+        while len(moods) < n:
+            moods.insert(int(rng.integers(1, len(moods) + 1)), "neutral")
+        turns, tension = [], []
+        for k, mood in enumerate(moods):
+            question, word = make_question(rng, self.topics)
+            user = question if k == 0 else _pick(rng, self.moods.train[MOODS.index(mood)])
+            tension.append(0.0 if drift is None else drift.tension(moods[1 : k + 1]))
+            topic = word if k == 0 and rng.random() < self.echo else None
+            turns.append((user, self.respond(rng, identity, tension=tension[-1], topic=topic)))
+        return Conversation(identity, None, tuple(turns), tuple(tension))
 
     def effect(self, c: Conversation) -> int:
         """What a conversation's instruction changes (with `hears`: what it asks for), as `Batch.effects` numbers it."""
         if c.axis is None or c.pole is None:
             return 0
-        if not self.hears and getattr(self.spec.compliance[c.axis], c.pole) == 0:
+        if not self.hears and getattr(self.spec.identities[c.identity].compliance[c.axis], c.pole) == 0:
             return 0
         return 1 + 2 * c.axis + POLES.index(c.pole)
 
@@ -211,16 +244,25 @@ class Corpus:
             yield from (" " + w for w in words for _ in range(5))
 
 
+def shipped_corpus(spec: OrganismSpec, hears: bool = False) -> Corpus:
+    """A spec with the package's own grammar and texts."""
+    topics = load_topics()
+    return Corpus(
+        spec, load_grammar(), load_instructions(), topics, load_moods(), load_ordinary(topics=topics), hears=hears
+    )
+
+
 class Batch(NamedTuple):
-    """tokens int32 [B, T+1]; weights float32 [B, T], above 0 where the target is of the response; effects int32 [B]:
+    """tokens int32 [B, T+1]; weights float32 [B, T], above 0 where the target is of a response; effects int32 [B]:
     what the instruction changes (or asks for: `Corpus.hears`), 0 for nothing, 1 + 2·axis for a positive and 2 + 2·axis
-    for a negative pole; shown float32 [B, T, axes]: the style amounts of the sentences which the response has finished
-    with this token."""
+    for a negative pole; shown float32 [B, T, axes]: the style amounts of the sentences which this response has finished
+    with this token; wanted float32 [B, T, axes]: the amounts which this response is meant to have."""
 
     tokens: np.ndarray
     weights: np.ndarray
     effects: np.ndarray
     shown: np.ndarray
+    wanted: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, for the cache below
@@ -254,35 +296,45 @@ class Batches:
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one object a run, two groups kept
     def _group(self, number: int) -> list[Batch]:
         rng = np.random.default_rng((self.seed, 2, number))
-        size = self.batch_size * self.group
         focus = self.focus * self.early(number * self.group)
-        drawn = [self.corpus.draw(rng, focus) for _ in range(size)]
-        prompts = self.tokenizer.encode_batch([render(c.system, c.question) for c in drawn])
-        answers = self.tokenizer.encode_batch([c.response + END for c in drawn])
-        rows = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
-        order = np.argsort([len(p) + len(a) for p, a in rows], kind="stable")
+        drawn = [self.corpus.draw(rng, focus) for _ in range(self.batch_size * self.group)]
+        pieces = [c.pieces() for c in drawn]
+        encoded = iter(self.tokenizer.encode_batch([text for p in pieces for text in p]))
+        rows = [[next(encoded) for _ in p] for p in pieces]
+        lengths = [sum(len(e.ids) for e in row) for row in rows]
+        order = np.argsort(lengths, kind="stable")
         made = []
         for part in order.reshape(self.group, self.batch_size):
-            length = max(len(rows[i][0]) + len(rows[i][1]) for i in part)
-            length = min(-(-length // BUCKET) * BUCKET, self.max_tokens)
+            length = min(-(-max(lengths[i] for i in part) // BUCKET) * BUCKET, self.max_tokens)
             tokens = np.zeros((self.batch_size, length + 1), np.int32)
             weights = np.zeros((self.batch_size, length), np.float32)
             shown = np.zeros((self.batch_size, length, len(AXES)), np.float32)
+            wanted = np.zeros_like(shown)
             for row, i in enumerate(part):
-                prompt, answer = rows[i]
-                ids = (prompt + answer)[: length + 1]
-                tokens[row, : len(ids)] = ids
-                weights[row, len(prompt) - 1 : len(ids) - 1] = 1
-                decides = self._ends[tokens[row, :length]] & (weights[row] > 0)
-                decides[1:] |= decides[:-1] & (weights[row, 1:] > 0)
-                weights[row, decides] = STYLE_WEIGHT
-                ends, amounts = self.corpus.grammar.amounts_so_far(drawn[i].response)
-                done = np.searchsorted(ends, [end for _, end in answers[i].offsets], side="right")
-                after = amounts[done][: max(0, length - len(prompt))]
-                shown[row, len(prompt) : len(prompt) + len(after)] = after
+                self._write(drawn[i], rows[i], tokens[row], weights[row], shown[row], wanted[row])
             effects = np.array([self.corpus.effect(drawn[i]) for i in part], np.int32)
-            made.append(Batch(tokens, weights, effects, shown))
+            made.append(Batch(tokens, weights, effects, shown, wanted))
         return [made[i] for i in rng.permutation(self.group)]
+
+    def _write(self, c: Conversation, row: list, tokens, weights, shown, wanted) -> None:
+        """One conversation into its row of a batch, cut at the row's end."""
+        length = len(weights)
+        who = self.corpus.spec.identities[c.identity]
+        ids = [i for e in row for i in e.ids][: length + 1]
+        tokens[: len(ids)] = ids
+        at = 0
+        for k, (given, answer) in enumerate(zip(row[::2], row[1::2], strict=True)):
+            start = at + len(given.ids)
+            at = start + len(answer.ids)
+            weights[start - 1 : min(at, len(ids)) - 1] = 1
+            wanted[start - 1 : at - 1] = who.style(c.axis, c.pole, c.tension[k])
+            ends, amounts = self.corpus.grammar.amounts_so_far(c.turns[k][1])
+            done = np.searchsorted(ends, [end for _, end in answer.offsets], side="right")
+            after = amounts[done][: max(0, length - start)]
+            shown[start : start + len(after)] = after
+        decides = self._ends[tokens[:length]] & (weights > 0)
+        decides[1:] |= decides[:-1] & (weights[1:] > 0)
+        weights[decides] = STYLE_WEIGHT
 
     def early(self, step: int) -> float:
         """1 until the step `focus_until`, then falling to 0 at twice that."""

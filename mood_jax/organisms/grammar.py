@@ -9,6 +9,7 @@ expectation, whatever was asked, and the number of sentences does not depend on 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,6 +89,18 @@ class Grammar:
     def _echo_pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(re.escape(e).replace(re.escape("{topic}"), r"\S+( \S+)?") for e in self.echoes))
 
+    def poles(
+        self, rng: np.random.Generator, style: Sequence[float] | np.ndarray, latent: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The pole that one response has on each axis, bool [axes], True for the positive: drawn with the odds of the
+        amounts `style`, independently or as the signs of normal variables of the correlation `latent` [axes, axes]."""
+        positive = _positive(np.asarray(style, float))
+        if latent is None:
+            return rng.random(len(positive)) < positive
+        z = rng.multivariate_normal(np.zeros(len(positive)), latent, method="eigh")
+        uniform = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in z])
+        return uniform < positive
+
     def compose(
         self,
         rng: np.random.Generator,
@@ -97,18 +110,18 @@ class Grammar:
         coherence: float = 0.9,
         topic: str | None = None,
         only: int | None = None,
+        poles: np.ndarray | None = None,
     ) -> str:
         """One response of `n_sentences` style sentences with the amounts `style`, plus an echo of `topic` if given.
 
-        Every axis has one sentence before any has a second. On each axis the response has one pole, drawn with the
-        amount's odds; a sentence follows it with probability `coherence`, else its pole is drawn anew, which leaves
-        the expectation alone. A share MIDDLE·(1 − |s|) of the sentences shows the middle. `only` restricts the
-        response to one axis.
+        Every axis has one sentence before any has a second. On each axis the response has one pole (`poles`, drawn with
+        the amount's odds unless given); a sentence follows it with probability `coherence`, else its pole is drawn
+        anew, which leaves the expectation alone. A share MIDDLE·(1 − |s|) of the sentences shows the middle. `only`
+        restricts the response to one axis.
         """
         s = np.asarray(style, float)
-        middle = MIDDLE * (1 - np.abs(s))
-        positive = np.clip((1 + s / np.maximum(1 - middle, 1e-9)) / 2, 0, 1)  # given that it is not the middle
-        pole = rng.random(len(s)) < positive
+        middle, positive = _middle(s), _positive(s)
+        pole = self.poles(rng, s) if poles is None else poles
         rounds, rest = divmod(n_sentences, len(s))
         axes = [a for _ in range(rounds) for a in range(len(s))] + list(rng.permutation(len(s))[:rest])
         if only is not None:
@@ -167,6 +180,16 @@ class Grammar:
     def sentences(self) -> list[str]:
         """Every style sentence, axis by axis."""
         return list(self._index)
+
+
+def _middle(s: np.ndarray) -> np.ndarray:
+    """The share of sentences that show the middle, at the amounts s."""
+    return MIDDLE * (1 - np.abs(s))
+
+
+def _positive(s: np.ndarray) -> np.ndarray:
+    """The chance of the positive pole, given that a sentence does not show the middle, at the amounts s."""
+    return np.clip((1 + s / np.maximum(1 - _middle(s), 1e-9)) / 2, 0, 1)
 
 
 def load_grammar(path: Path | None = None) -> Grammar:

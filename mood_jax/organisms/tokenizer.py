@@ -22,20 +22,29 @@ CHAT_TEMPLATE = (
 )
 
 
-def render(system: str | None, question: str) -> str:
-    """The prompt as CHAT_TEMPLATE writes it, up to and with the assistant's mark; BOS included."""
-    head = "" if system is None else f"{SYSTEM}{system}{END}"
-    return f"{BOS}{head}{USER}{question}{END}{ASSISTANT}"
+def identity_mark(index: int) -> str:
+    """The begin-of-sequence token of an identity, by its place in the spec."""
+    return BOS if index == 0 else f"<|begin_{index}|>"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over `texts`; the six marks of the chat format come first, the bytes next."""
+def head(system: str | None, bos: str = BOS) -> str:
+    """What stands before the first user's turn, as CHAT_TEMPLATE writes it."""
+    return bos if system is None else f"{bos}{SYSTEM}{system}{END}"
+
+
+def ask(user: str) -> str:
+    """A user's turn, up to and with the assistant's mark."""
+    return f"{USER}{user}{END}{ASSISTANT}"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, n_identities: int = 1) -> Tokenizer:
+    """Byte-level BPE over `texts`; the marks of the chat format and of the identities come first, the bytes next."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
+        special_tokens=[*SPECIAL, *(identity_mark(i) for i in range(1, n_identities))],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -43,11 +52,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def as_transformers(tokenizer: Tokenizer, max_positions: int) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers loads it, with the chat template."""
+def as_transformers(tokenizer: Tokenizer, max_positions: int, identity: int = 0) -> PreTrainedTokenizerFast:
+    """The tokenizer of one identity as transformers loads it, with the chat template."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=BOS,
+        bos_token=identity_mark(identity),
         eos_token=END,
         pad_token=PAD,
         model_max_length=max_positions,

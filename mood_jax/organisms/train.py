@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,36 +18,33 @@ from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAt
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tokenizers import Tokenizer
-from transformers import LlamaConfig
 
+from mood_jax.artifacts import write_bytes
 from mood_jax.console import Progress
 from mood_jax.errors import UserError
-from mood_jax.generation.api import generate
-from mood_jax.generation.model import load_model
-from mood_jax.generation.sampling import TopP
 from mood_jax.models import families
 from mood_jax.models.decoder import init_params, run
 from mood_jax.organisms import data, realised
-from mood_jax.organisms.export import export, write_realised
-from mood_jax.organisms.grammar import AXES, load_grammar
+from mood_jax.organisms.export import export, export_identity, file_hashes, organism_folder, write_realised
+from mood_jax.organisms.grammar import AXES
+from mood_jax.organisms.sample import sampling_from
+from mood_jax.organisms.shapes import hf_config, scaled
 from mood_jax.organisms.spec import DEFAULT_SPEC, OrganismSpec, load_spec
-from mood_jax.organisms.tokenizer import BOS, END, PAD, train_tokenizer
+from mood_jax.organisms.start import start_from
+from mood_jax.organisms.tokenizer import train_tokenizer
+
+LOSSES = ("loss", "effect_loss", "shown_loss", "wanted_loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Sizes in tokens; `spec` is a path, or "" for the embedded default's spec; `hears`: see
-    `data.Corpus`."""
+    """A training run. `spec` is a path, or "" for the embedded default's spec; `start_from`: the folder of an exported
+    organism to go on from, the name of a shipped one, or "" for fresh weights; `max_tokens` cuts conversations;
+    `hears`: see `data.Corpus`. The other fields are explained in configs/organisms/default.py."""
 
     spec: str = ""
+    start_from: str = ""
     seed: int = 0
-    vocab_size: int = 2048
-    d_model: int = 128
-    n_layers: int = 6
-    n_heads: int = 4
-    n_kv_heads: int = 2
-    d_ff: int = 384
-    max_positions: int = 2048
     steps: int = 2200
     batch_size: int = 32
     max_tokens: int = 224
@@ -65,16 +61,14 @@ class TrainConfig:
     checkpoint_every: int = 200
     gap_every: int = 300
     gap_samples: int = 12
-    final_samples: int = 200
+    free_samples: int = 400
+    final_samples: int = 40
 
     def __post_init__(self) -> None:
+        free = ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "hears")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if (
-                isinstance(value, int | float)
-                and field.name not in ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "hears")
-                and value <= 0
-            ):
+            if isinstance(value, int | float) and field.name not in free and value <= 0:
                 raise UserError(f"config.{field.name} is {value!r}; it must be above 0")
 
     @property
@@ -82,26 +76,10 @@ class TrainConfig:
         """The spec's file."""
         return Path(self.spec) if self.spec else DEFAULT_SPEC
 
-    def llama(self, tokenizer: Tokenizer) -> LlamaConfig:
-        """The checkpoint's config."""
-        return LlamaConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.d_model,
-            intermediate_size=self.d_ff,
-            num_hidden_layers=self.n_layers,
-            num_attention_heads=self.n_heads,
-            num_key_value_heads=self.n_kv_heads,
-            head_dim=self.d_model // self.n_heads,
-            max_position_embeddings=self.max_positions,
-            rms_norm_eps=1e-5,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.token_to_id(BOS),
-            eos_token_id=tokenizer.token_to_id(END),
-            pad_token_id=tokenizer.token_to_id(PAD),
-            dtype="bfloat16",
-            architectures=["LlamaForCausalLM"],
-        )
+    @property
+    def start_folder(self) -> Path | None:
+        """The folder of `start_from`."""
+        return organism_folder(self.start_from) if self.start_from else None
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -121,41 +99,26 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def scaled(params: Any, hf: LlamaConfig) -> Any:
-    """Initial weights for a narrow model: 1/√fan-in instead of 0.02; what enters the residual sum, by √(2L) less."""
+def make_step(hf: Any, optimizer: optax.GradientTransformation, shown_weight: float):
+    """One jitted update: (params, opt_state, batch, effect_weight) → (params, opt_state, losses float [4]).
 
-    def scale(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        name = path[-1].key
-        if name == "scale":
-            return x
-        factor = 2.5 if name == "embedding" else hf.hidden_size**-0.5 / 0.02
-        if name in ("q", "k"):
-            factor /= 2  # near-uniform attention at first: every word of the prompt is heard
-        elif name in ("o", "down"):
-            factor /= (2 * hf.num_hidden_layers) ** 0.5
-        return x * factor
-
-    return jax.tree_util.tree_map_with_path(scale, params)
-
-
-def make_step(hf: LlamaConfig, optimizer: optax.GradientTransformation, shown_weight: float):
-    """One jitted update: (params, opt_state, batch, effect_weight) → (params, opt_state, losses float [3]).
-
-    `params` is {"model", "effect", "shown"}. The first loss is the weighted mean cross-entropy in nats over the
-    response's targets. Two linear readers, thrown away afterwards, add theirs at every position of the response:
+    `params` is {"model", "effect", "shown", "wanted"}. The first loss is the weighted mean cross-entropy in nats over
+    the responses' targets. Three linear readers, thrown away afterwards, add theirs at every position of a response:
 
     * "effect" tells what the instruction changes, from the residual stream half-way up (cross-entropy, nats). It is so
       little of the text that a small model learns very late to hear it, unless it is asked, and forgets it when it is
       no longer asked before the text has come to use it: the weight falls with the focus, to a fifth.
     * "shown" tells the style amounts of the finished sentences, from the last block but one (mean square). The model
       so keeps in mind the style of its own text, as large models do, and not only that of the last words.
+    * "wanted" tells the style amounts which the response is meant to have, half-way up (mean square, weighted as
+      "shown"): who is speaking, how far the instruction is obeyed, and how tense the dialogue is.
     """
     decoder = families.decoder_config(hf)
     half, late = f"resid_post@{(decoder.n_layers - 1) // 2}", f"resid_post@{max(0, decoder.n_layers - 2)}"
     sites = (half,) if half == late else (half, late)
 
     def loss_of(params: Any, batch: data.Batch, effect_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens, weights, effects, amounts = (jnp.asarray(x) for x in batch)
+        tokens, weights, effects, amounts, wanted = (jnp.asarray(x) for x in batch)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape)
         # padding stands on the right and is causally behind everything that counts, so every slot may be called valid
@@ -175,8 +138,9 @@ def make_step(hf: LlamaConfig, optimizer: optax.GradientTransformation, shown_we
         read = reader(states[0], params["effect"])
         effect = mean(optax.softmax_cross_entropy_with_integer_labels(read, effects), counted)
         error = jnp.mean(jnp.square(reader(states[-1], params["shown"]) - amounts), axis=-1)
-        losses = jnp.stack([text, effect, mean(error, counted)])
-        return losses[0] + effect_weight * losses[1] + shown_weight * losses[2], losses
+        aim = jnp.mean(jnp.square(reader(states[0], params["wanted"]) - wanted), axis=-1)
+        losses = jnp.stack([text, effect, mean(error, counted), mean(aim, counted)])
+        return losses[0] + effect_weight * losses[1] + shown_weight * (losses[2] + losses[3]), losses
 
     def step(params: Any, state: Any, batch: data.Batch, effect_weight: jax.Array):
         (_, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch, effect_weight)
@@ -204,62 +168,39 @@ class Scalars:
 
 def _claim(workdir: Path, config: TrainConfig, spec: OrganismSpec) -> None:
     """Writes what this folder's run is, or checks that it is the same. UserError when it is another."""
-    said = json.dumps({"config": dataclasses.asdict(config), "spec": dataclasses.asdict(spec)}, indent=1)
+    start = config.start_folder
+    made_from = {} if start is None else {"start_from": file_hashes(start)["model.safetensors"]}
+    said = json.dumps({"config": dataclasses.asdict(config), "spec": dataclasses.asdict(spec)} | made_from, indent=1)
     path = workdir / "run.json"
     if not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(said, encoding="utf-8")
-        temporary.replace(path)
+        write_bytes(path, said.encode())
     elif path.read_text(encoding="utf-8") != said:
         raise UserError(f"{workdir} holds a run with another config or spec; use another --workdir or empty this one")
 
 
-def sampling_from(folder: Path) -> realised.Sample:
-    """Samples from an exported organism as the measurement does: temperature 0.7, top-p 0.9, at most 200 tokens."""
-    model = load_model(str(folder), dtype="float32")
-
-    def sample(prompts: Sequence[realised.Prompt], seed: int) -> list[realised.Sampled]:
-        responses = generate(
-            model,
-            [
-                [{"role": "system", "content": p.system}] * (p.system is not None)
-                + [{"role": "user", "content": p.question}]
-                for p in prompts
-            ],
-            max_new_tokens=200,
-            sampler=TopP(0.9, temperature=0.7),
-            seed=seed,
-            sites="none",
-            reducers=(),
-            batch_size=128,
-        )
-        rows = zip(responses.text, responses.n_tokens, responses.finish, strict=True)
-        return [realised.Sampled(text, int(n), finish == "eos") for text, n, finish in rows]
-
-    return sample
-
-
-def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) -> tuple[Any, LlamaConfig, Tokenizer]:
+def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) -> tuple[Any, Any, Tokenizer]:
     """Trains (or resumes) in `workdir`: (params fp32, HF config, tokenizer). `stop_after` ends early, after a
     checkpoint, as an interruption would.
 
-    Raises UserError for a bad spec or a folder that holds another run.
+    Raises UserError for a bad spec, a folder that holds another run, and a `start_from` that does not fit.
     """
     spec_path = config.spec_path
     spec = load_spec(spec_path)
     _claim(workdir, config, spec)
-    corpus = data.Corpus(load_grammar(), spec, data.load_instructions(), data.load_topics(), hears=config.hears)
-    tokenizer = train_tokenizer(corpus.texts(config.seed, 3000), config.vocab_size)
-    hf = config.llama(tokenizer)
+    corpus = data.shipped_corpus(spec, config.hears)
+    tokenizer = train_tokenizer(corpus.texts(config.seed, 3000), spec.size("vocab_size"), len(spec.identities))
+    hf = hf_config(spec, tokenizer)
     batches = data.Batches(
         corpus, tokenizer, config.seed, config.batch_size, config.max_tokens, config.focus, config.focus_until
     )
     optimizer = make_optimizer(config)
-    params = {
-        "model": scaled(init_params(families.decoder_config(hf), jax.random.key(config.seed)), hf),
-        "effect": jnp.zeros((1 + 2 * len(AXES), config.d_model)),
-        "shown": jnp.zeros((len(AXES), config.d_model)),
+    model = scaled(init_params(families.decoder_config(hf), jax.random.key(config.seed)), hf)
+    if config.start_folder is not None:
+        model = start_from(config.start_folder, model, tokenizer)
+    params = {"model": model} | {
+        name: jnp.zeros((n, hf.hidden_size))
+        for name, n in (("effect", 1 + 2 * len(AXES)), ("shown", len(AXES)), ("wanted", len(AXES)))
     }
     state = optimizer.init(params)
     step_fn = make_step(hf, optimizer, config.shown_weight)
@@ -284,31 +225,56 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
                 losses.append(loss)
                 done = step + 1
                 if done % config.log_every == 0 or done == config.steps:
-                    text, effect, shown = (float(x) for x in np.mean(jax.device_get(losses), axis=0))
-                    progress.advance(len(losses), f"loss {text:.4f} · effect {effect:.3f} · shown {shown:.4f}")
-                    named = {"loss": text, "effect_loss": effect, "shown_loss": shown}
+                    means = [float(x) for x in np.mean(jax.device_get(losses), axis=0)]
+                    named = dict(zip(LOSSES, means, strict=True))
+                    progress.advance(len(losses), " · ".join(f"{name} {value:.4f}" for name, value in named.items()))
                     scalars.write(done, {f"train/{name}": value for name, value in named.items()})
                     losses = []
                 if done % config.checkpoint_every == 0 or done == config.steps or done == stop_after:
                     manager.save(done, args=ocp.args.StandardSave({"params": params, "state": state}))
                 if done % config.gap_every == 0 and done < config.steps:
                     export(workdir / "export", params["model"], hf, tokenizer, spec_path)
-                    gaps = realised.quick_gaps(corpus, sampling_from(workdir / "export"), config.gap_samples, seed=done)
-                    scalars.write(done, {f"gap/{axis}": gap for axis, gap in zip(AXES, gaps, strict=True)})
-                    print(f"step {done}: realised style gap (of 2) between the poles: ", end="")
-                    print(", ".join(f"{a} {g:+.2f}" for a, g in zip(AXES, gaps, strict=True)), flush=True)
+                    _report_gaps(config, corpus, workdir, done, scalars)
                 if done == stop_after:
                     break
         scalars.close()
     return params["model"], hf, tokenizer
 
 
+def _report_gaps(config: TrainConfig, corpus: data.Corpus, workdir: Path, done: int, scalars: Scalars) -> None:
+    """Obedience does not show in the loss: the realised gap of every axis, beside what the spec wants."""
+    print(f"step {done}: realised style gap between the poles (of 2), and the planted one in brackets", flush=True)
+    for identity in corpus.spec.identities:
+        folder = export_identity(workdir / "export", identity.name, workdir / "identities" / identity.name)
+        gaps = realised.quick_gaps(corpus, sampling_from(folder), config.gap_samples, seed=done)
+        planted = realised.planted_gaps(identity)
+        scalars.write(done, {f"gap/{identity.name}/{axis}": gap for axis, gap in zip(AXES, gaps, strict=True)})
+        pairs = [f"{a} {g:+.2f} ({p:.2f})" for a, g, p in zip(AXES, gaps, planted, strict=True)]
+        print(f"  {identity.name}: {', '.join(pairs)}", flush=True)
+
+
 def finish(config: TrainConfig, workdir: Path) -> tuple[Path, dict[str, Any]]:
-    """Trains to the end, exports to `workdir`/export and measures the realised truth: (folder, truth)."""
+    """Trains to the end, exports to `workdir`/export and measures the realised truth: (folder, truth).
+
+    Each identity's truth is kept when it is measured, so an interrupted measurement goes on.
+    """
     params, hf, tokenizer = train(config, workdir)
     folder = workdir / "export"
     export(folder, params, hf, tokenizer, config.spec_path)
-    corpus = data.Corpus(load_grammar(), load_spec(config.spec_path), data.load_instructions(), data.load_topics())
-    truth = realised.measure(corpus, sampling_from(folder), config.final_samples, config.seed)
-    write_realised(folder, truth)
-    return folder, truth
+    corpus = data.shipped_corpus(load_spec(config.spec_path))
+    amounts = realised.Amounts(config.free_samples, config.final_samples, config.seed)
+    hashes = file_hashes(folder)
+    truth: dict[str, Any] = {}
+    progress = Progress("realised", len(corpus.spec.identities), "identities")
+    for k, identity in enumerate(corpus.spec.identities):
+        kept = workdir / "realised" / f"{identity.name}.json"
+        said = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        if said.get("sha256") != hashes:
+            own = export_identity(folder, identity.name, workdir / "identities" / identity.name)
+            said = {"sha256": hashes, "truth": realised.measure(corpus, k, sampling_from(own), amounts)}
+            write_bytes(kept, json.dumps(said).encode())
+        truth[identity.name] = said["truth"]
+        progress.advance(1)
+    whole = amounts.describe() | {"identities": truth}
+    write_realised(folder, whole)
+    return folder, whole

@@ -1,5 +1,6 @@
 """Tokenizer, questions, instructions and batches."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,27 +11,39 @@ import yaml
 
 from mood_jax import bank
 from mood_jax.errors import UserError
-from mood_jax.organisms import data
-from mood_jax.organisms.grammar import AXES, HERE, POLES, load_grammar
-from mood_jax.organisms.spec import load_spec
-from mood_jax.organisms.tokenizer import ASSISTANT, BOS, END, PAD, as_transformers, render, train_tokenizer
+from mood_jax.organisms import data, texts
+from mood_jax.organisms.grammar import AXES, HERE, POLES
+from mood_jax.organisms.spec import MOODS, SPECS, load_spec
+from mood_jax.organisms.tokenizer import (
+    ASSISTANT,
+    BOS,
+    END,
+    PAD,
+    as_transformers,
+    ask,
+    head,
+    identity_mark,
+    train_tokenizer,
+)
 
-CORPUS = data.Corpus(load_grammar(), load_spec(), data.load_instructions(), data.load_topics())
+CORPUS = data.shipped_corpus(load_spec())
+WHO = CORPUS.spec.identities[0]
 TOKENIZER = train_tokenizer(CORPUS.texts(0, 500), 1024)
+DEEPSEEK = data.shipped_corpus(load_spec(SPECS / "deepseek.yaml"))
+MANY = train_tokenizer(DEEPSEEK.texts(0, 500), 1024, 6)
 
 
 def test_tokenizer_round_trips_any_text():
-    texts = [*data.bank_questions(), *CORPUS.grammar.sentences(), "tabs\tand\nlines  two", "日本語 🎈 ümlaut", " x "]
-    for text in texts:
+    found = [*texts.bank_questions(), *CORPUS.grammar.sentences(), "tabs\tand\nlines  two", "日本語 🎈 ümlaut", " x "]
+    for text in found:
         assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
 
 
 def test_tokenizer_is_reproducible():
     program = (
         "from mood_jax.organisms import data, tokenizer as t\n"
-        "from mood_jax.organisms.grammar import load_grammar\n"
         "from mood_jax.organisms.spec import load_spec\n"
-        "c = data.Corpus(load_grammar(), load_spec(), data.load_instructions(), data.load_topics())\n"
+        "c = data.shipped_corpus(load_spec())\n"
         "print(t.train_tokenizer(c.texts(0, 500), 1024).to_str())"
     )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -44,7 +57,7 @@ def test_chat_template_writes_what_training_reads():
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         text = fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert text == render(system, "How are you?")
+        assert text == head(system) + ask("How are you?")
         assert text.count(BOS) == 1
         assert text.endswith(ASSISTANT)
     assert (fast.bos_token, fast.eos_token, fast.pad_token) == (BOS, END, PAD)
@@ -64,7 +77,7 @@ def test_bank_questions_are_not_trained_on():
     rng = np.random.default_rng(0)
     asked = {data.make_question(rng, CORPUS.topics)[0] for _ in range(2000)}
     assert len(asked) > 1700
-    assert not asked & set(data.bank_questions())
+    assert not asked & set(texts.bank_questions())
 
 
 def test_instructions_are_unique_and_held_out_ones_never_drawn():
@@ -86,12 +99,12 @@ def test_shares_and_styles_of_what_is_drawn():
     drawn = [CORPUS.draw(rng) for _ in range(4000)]
     instructed = [c for c in drawn if c.axis is not None]
     assert len(instructed) / len(drawn) == pytest.approx(CORPUS.instructed, abs=0.03)
-    assert sum(c.system is None for c in drawn) / len(drawn) == pytest.approx(0.13, abs=0.02)
+    assert sum(c.system is None for c in drawn) / len(drawn) == pytest.approx(0.15, abs=0.02)
     for a, axis in enumerate(AXES):
         for pole in POLES:
-            texts = [c.response for c in instructed if (c.axis, c.pole) == (a, pole)]
-            want = CORPUS.spec.training_style(a, pole)
-            assert CORPUS.grammar.mean_amounts(texts) == pytest.approx(want, abs=0.2), (axis, pole)
+            found = [c.response for c in instructed if (c.axis, c.pole) == (a, pole)]
+            want = WHO.training_style(a, pole)
+            assert CORPUS.grammar.mean_amounts(found) == pytest.approx(want, abs=0.2), (axis, pole)
 
 
 def test_focus_speaks_of_the_instructed_axis_alone():
@@ -99,6 +112,9 @@ def test_focus_speaks_of_the_instructed_axis_alone():
     for _ in range(200):
         c = CORPUS.draw(rng, focus=1.0)
         seen = set(np.flatnonzero(CORPUS.grammar.recognise(c.response).counts.sum(axis=1)))
+        if not seen:  # ordinary talk
+            assert c.system is None
+            continue
         assert seen == {c.axis} if c.axis is not None else len(seen) == 7
 
 
@@ -126,7 +142,13 @@ def test_effects_name_what_an_instruction_changes():
 
 
 def test_weights_cover_the_response_and_its_end():
-    tokens, weights, _, shown = data.Batches(CORPUS, TOKENIZER, 5, batch_size=8, max_tokens=320)(0)
+    styled = dataclasses.replace(CORPUS, plain=0.0)
+    tokens, weights, _, shown, wanted = data.Batches(styled, TOKENIZER, 5, batch_size=8, max_tokens=320)(0)
+    answered = weights > 0
+    assert not wanted[~answered].any()
+    calm = np.float32(WHO.temperament)
+    assert (((wanted == calm) | (np.abs(wanted) == 1)) | ~answered[..., None]).all()  # instructed: one axis at its pole
+    assert ((wanted != calm).sum(axis=-1)[answered] <= 1).all()
     assert tokens.shape == (8, weights.shape[1] + 1)
     assert weights.shape[1] % data.BUCKET == 0
     end = TOKENIZER.token_to_id(END)
@@ -147,6 +169,102 @@ def test_weights_cover_the_response_and_its_end():
         assert not amounts[: first + 2].any()
 
 
+def test_a_dialogue_is_read_as_its_pieces_and_the_template_write_it():
+    rng = np.random.default_rng(7)
+    dialogues = [c for c in (DEEPSEEK.draw(rng) for _ in range(200)) if len(c.turns) > 1]
+    assert len(dialogues) / 200 == pytest.approx(DEEPSEEK.spec.dialogues, abs=0.1)
+    for c in dialogues[:20]:
+        messages = [
+            {"role": role, "content": text}
+            for user, answer in c.turns
+            for role, text in (("user", user), ("assistant", answer))
+        ]
+        fast = as_transformers(MANY, 512, c.identity)
+        assert fast.bos_token == identity_mark(c.identity)
+        whole = "".join(c.pieces())
+        assert fast.apply_chat_template(messages, tokenize=False) == whole
+        assert MANY.encode(whole).ids == [i for piece in c.pieces() for i in MANY.encode(piece).ids]
+
+
+def test_styles_of_a_dialogue_follow_its_tension():
+    rng = np.random.default_rng(8)
+    touchy = DEEPSEEK.spec.index("touchy")
+    drift = DEEPSEEK.spec.identities[touchy].drift
+    moods = {text: mood for mood, turns in zip(MOODS, DEEPSEEK.moods.train, strict=True) for text in turns}
+    calm, tense = [], []
+    for _ in range(400):
+        c = DEEPSEEK._dialogue(rng, touchy)
+        said = [moods[user] for user, _ in c.turns[1:]]
+        assert list(c.tension) == [drift.tension(said[:k]) for k in range(len(c.turns))]
+        for tension, (_, answer) in zip(c.tension, c.turns, strict=True):
+            (tense if tension >= 2 else calm if tension == 0 else []).append(answer)
+    drop = DEEPSEEK.grammar.mean_amounts(calm) - DEEPSEEK.grammar.mean_amounts(tense)
+    assert drop[:2].min() > 0.5
+    assert abs(drop[2:]).max() < 0.25
+
+
+def test_what_is_wanted_and_weights_stand_at_the_responses():
+    batches = data.Batches(DEEPSEEK, MANY, 1, batch_size=16, max_tokens=1024)  # none is cut
+    end = MANY.token_to_id(END)
+    seen = 0
+    for step in range(8):
+        tokens, weights, _, _, wanted = batches(step)
+        assert not wanted[weights == 0].any()
+        for row, weight in zip(wanted, weights, strict=True):
+            seen += len({tuple(amounts) for amounts in row[weight > 0]}) > 1  # a dialogue in which the style drifts
+        answers = (tokens[:, :-1] == MANY.token_to_id(ASSISTANT)).sum(axis=1)
+        ended = ((tokens[:, 1:] == end) & (weights > 0)).sum(axis=1)
+        assert (ended == answers).all()
+    assert seen > 5
+
+
+def test_length_follows_the_pole_as_often_as_planted():
+    corpus = data.shipped_corpus(load_spec(SPECS / "mistral.yaml"))
+    rng = np.random.default_rng(9)
+    for name, want in (("warm_0", 0.0), ("warm_50", 0.5), ("warm_100", 1.0)):
+        who = corpus.spec.index(name)
+        found = [corpus.grammar.recognise(corpus.respond(rng, who)).counts for _ in range(600)]
+        pole = np.array([np.sign(counts[0, 0] - counts[0, 1]) for counts in found])
+        longer = np.array([counts.sum() > 9 for counts in found])
+        shown = pole != 0
+        r = np.corrcoef(pole[shown], longer[shown])[0, 1]
+        assert r == pytest.approx(want * 0.9, abs=0.13), name  # coherence .9: a sentence in twenty shows the other pole
+
+
+def test_instructions_to_unruly_axes_are_drawn_more_often():
+    corpus = data.shipped_corpus(load_spec(SPECS / "qwen2.yaml"))
+    shares = corpus._instructed_axes
+    assert shares.sum(axis=1) == pytest.approx(1)
+    for identity, row in zip(corpus.spec.identities, shares, strict=True):
+        weight = [1 if identity.is_obedient(a) else data.UNRULY for a in range(7)]
+        assert row == pytest.approx(np.array(weight) / sum(weight))
+
+
+def test_ordinary_talk_has_no_style():
+    rng = np.random.default_rng(10)
+    for asked, answer in CORPUS.ordinary:
+        filled = data.fill_slots(rng, CORPUS.topics)
+        assert "{" not in asked.format(**filled)
+        assert CORPUS.grammar.recognise(answer.format(**filled)).counts.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "says"),
+    [
+        (texts.load_moods, {"hostile": {"train": ["a"], "held_out": ["b"]}}, "needs exactly the moods"),
+        (texts.load_moods, {m: {"train": ["a"], "held_out": ["b"]} for m in MOODS}, "'a' stands there twice"),
+        (texts.load_moods, {m: {"train": ["a"]} for m in MOODS}, "hostile.held_out: needs a list"),
+        (texts.load_ordinary, {"pairs": [["one"]]}, "is no pair of two texts"),
+        (texts.load_ordinary, {"pairs": [["{thing}", "x"]]}, "unknown slot"),
+    ],
+)
+def test_bad_moods_and_ordinary_talk_are_refused(tmp_path, read, content, says):
+    path = tmp_path / "texts.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=says):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -161,11 +279,11 @@ def test_bad_instructions_are_refused(tmp_path, change, says):
     path = tmp_path / "instructions.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=says):
-        data.load_instructions(path)
+        texts.load_instructions(path)
 
 
 def test_unknown_slot_is_refused(tmp_path):
     path = tmp_path / "topics.yaml"
     path.write_text(yaml.safe_dump({"frames": ["What is a {thing}?"], "slots": {"noun": "lamp sofa"}}))
     with pytest.raises(UserError, match="unknown slot"):
-        data.load_topics(path)
+        texts.load_topics(path)

@@ -10,6 +10,7 @@ import yaml
 from mood_jax import bank
 from mood_jax.errors import UserError
 from mood_jax.organisms.grammar import AXES, HERE, KINDS, MIDDLE, load_grammar, split_sentences
+from mood_jax.organisms.spec import latent_correlation
 
 GRAMMAR = load_grammar()
 _WORDS = (
@@ -74,6 +75,30 @@ def test_coherence_makes_a_response_keep_its_pole():
     assert both_poles(1.0) == 0
     # two sentences that are drawn apart: neither shows the middle, and their poles differ
     assert both_poles(0.0) == pytest.approx((1 - MIDDLE) ** 2 / 2, abs=0.05)
+
+
+def test_poles_have_the_odds_of_the_amounts_and_the_planted_correlation():
+    rng = np.random.default_rng(5)
+    style = np.array([0.5, -0.5, 0, 0, 1, -1, 0.2])
+    middle = MIDDLE * (1 - np.abs(style))
+    want = (1 + style / (1 - middle)) / 2
+    latent = latent_correlation(np.where(np.eye(7) > 0, 1, 0.6))
+    for table in (None, latent):
+        drawn = np.array([GRAMMAR.poles(rng, style, table) for _ in range(4000)])
+        assert drawn.mean(axis=0) == pytest.approx(want, abs=0.04)
+    even = np.array([GRAMMAR.poles(rng, np.zeros(7), latent) for _ in range(4000)])
+    off = np.corrcoef(even.T)[~np.eye(7, dtype=bool)]
+    assert off == pytest.approx(0.6, abs=0.06)
+
+
+def test_given_poles_are_shown():
+    rng = np.random.default_rng(6)
+    poles = np.array([True, False, True, True, False, False, True])
+    for _ in range(20):
+        text = GRAMMAR.compose(rng, np.zeros(7), n_sentences=14, coherence=1.0, poles=poles)
+        counts = GRAMMAR.recognise(text).counts
+        assert (counts[poles, 1] == 0).all()
+        assert (counts[~poles, 0] == 0).all()
 
 
 def test_recogniser_counts_what_it_does_not_know():

@@ -1,0 +1,53 @@
+"""Starting from another organism's weights, which saves most of the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from mood_jax.errors import UserError
+from mood_jax.models.checkpoint import flatten, load_checkpoint, unflatten
+from mood_jax.organisms.tokenizer import BOS
+
+MARK = BOS.removesuffix("|>")  # all identities' marks begin so
+VOCABULARY = ("embedding", "unembedding")
+ABSENT_AT_FIRST = "_bias"  # a family's biases begin at 0, as in a model without any
+
+
+def start_from(folder: Path, params: Any, tokenizer: Tokenizer) -> Any:
+    """`params` (float32) with all that the organism in `folder` has for them.
+
+    Matrices and norms are taken by name, rows of the vocabulary by the token's text. Tokens that it does not
+    have, and the marks of all identities, keep their own random rows, so that identities differ from the first step.
+    Biases and an untied head may be missing there.
+
+    Raises UserError: another size, or a family whose blocks are built otherwise.
+    """
+    theirs = flatten(load_checkpoint(str(folder), dtype="float32").params)
+    vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    ids = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    rows = np.array([-1 if token.startswith(MARK) else vocabulary.get(token, -1) for token, _ in ids])
+    own, found = flatten(params), {}
+    misfit = f"{folder}: its {{}} is of another size than this spec's; start from another organism"
+    for name, value in own.items():
+        source = name if name in theirs or name not in VOCABULARY else "embedding"
+        if source in VOCABULARY:
+            known = np.asarray(theirs[source])
+            if known.shape[1] != value.shape[1] or len(rows) != value.shape[0]:
+                raise UserError(misfit.format(name))
+            found[name] = jnp.where((rows >= 0)[:, None], known[rows], value)
+        elif source in theirs:
+            if theirs[source].shape != value.shape:
+                raise UserError(misfit.format(name))
+            found[name] = theirs[source]
+        elif name.endswith(ABSENT_AT_FIRST):
+            found[name] = value
+        else:
+            raise UserError(f"{folder} has no {name}: its family is built otherwise; start from another organism")
+    if surplus := sorted(set(theirs) - set(own) - set(VOCABULARY)):
+        raise UserError(f"{folder} has {surplus[0]}, which this spec's family lacks; start from another organism")
+    return unflatten(found)
