@@ -1,0 +1,23 @@
+"""The instrument held against the shipped organisms.
+
+    python scripts/validate_instrument.py --config=configs/validate.py --workdir=runs/validation
+
+An organism of your own: --config.organisms=runs/mine/export (folders and names of shipped ones, with commas between).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The whole validation."""
+    return ConfigDict(
+        {
+            "organisms": "llama,qwen2",
+            "identities": 0,  # of each organism; 0: all
+            "samples": 3,  # responses a question of the profile
+            "seed": 0,
+            "calibration_tokens": 200,
+            "profile_tokens": 200,
+            "null_seeds": 30,  # × 7 axes: draws of each kind of model without any style; 0: none
+        }
+    )

@@ -1,0 +1,214 @@
+"""Organisms as subjects of the instrument: each identity is calibrated and profiled like any model.
+
+Beside its own calibration an identity is read with the *reference*: the directions and pole means of an identity of the
+same organism that obeys every instruction. They share the weights, so a state means the same in both, and the scale
+−1 … +1 is that of full obedience, also on an axis which this identity ignores. All shared scores are of responses read
+without any instruction in front of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mood_jax import bank
+from mood_jax import readout as readouts
+from mood_jax.errors import UserError
+from mood_jax.generation.model import Model, load_model
+from mood_jax.organisms.export import export_identity, organism_folder, read_realised
+from mood_jax.organisms.spec import Identity, OrganismSpec, load_spec
+from mood_jax.readout import preset
+from mood_jax.studies import calibrate, profile
+from mood_jax.studies.calibrate import Calibrated
+from mood_jax.studies.collect import Protocol
+
+BATCH = 140
+SCALE = "pole"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Scores on the reference's scale, one entry an axis: means and standard errors over questions of the uninstructed
+    responses (`free`) and of those to the positive and the negative instruction."""
+
+    free: np.ndarray
+    free_se: np.ndarray
+    positive: np.ndarray
+    positive_se: np.ndarray
+    negative: np.ndarray
+    negative_se: np.ndarray
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One identity, measured. Arrays have one entry an axis, in the order of the bank.
+
+    own, own_sd: profile on its own calibration, scale `pole`, and the SD over questions; scores: [axes, responses];
+    evidence: of its own calibration; truth: its part of realised.json.
+    """
+
+    organism: str
+    identity: Identity
+    truth: dict[str, Any]
+    own: np.ndarray
+    own_sd: np.ndarray
+    scores: np.ndarray
+    evidence: tuple[dict[str, Any], ...]
+    shared: Shared
+
+    @property
+    def name(self) -> str:
+        return f"{self.organism}/{self.identity.name}"
+
+    @property
+    def realised(self) -> np.ndarray:
+        """Uninstructed style amounts, counted from sampled text."""
+        return np.array([row["realised"] for row in self.truth["uninstructed"].values()])
+
+    @property
+    def halves(self) -> np.ndarray:
+        """The same counted from two halves of the sample, [2, axes]."""
+        return np.array([row["halves"] for row in self.truth["uninstructed"].values()]).T
+
+    @property
+    def gap(self) -> np.ndarray:
+        """What the two instructions move the style apart, of 2."""
+        return np.array([row["gap"] for row in self.truth["instructed"]["production"].values()])
+
+    @property
+    def real(self) -> np.ndarray:
+        """bool: the verdict on its own calibration."""
+        return np.array([block["verdict"] == "real" for block in self.evidence])
+
+    @property
+    def measured(self) -> np.ndarray:
+        """The style amounts as measured: on its own calibration where that is real, else on the reference's scale."""
+        return np.where(self.real, self.own, self.shared.free)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How subjects are measured: samples a question of the profile, seed, and the responses' budgets in tokens."""
+
+    samples: int = 3
+    seed: int = 0
+    calibration_tokens: int = 200
+    profile_tokens: int = 200
+
+
+def reference_of(spec: OrganismSpec) -> Identity:
+    """The first identity that obeys every instruction. UserError where there is none."""
+    for identity in spec.identities:
+        if all(identity.is_obedient(a) for a in range(len(identity.temperament))):
+            return identity
+    raise UserError(f"organism {spec.name}: no identity obeys every instruction; the validation needs one as reference")
+
+
+def measure(
+    organism: str, names: Sequence[str], plan: Plan, workdir: Path
+) -> Iterator[tuple[Subject, Calibrated, Model]]:
+    """Measures identities of an organism one by one, resumably under `workdir`: subject, calibration and model of each.
+
+    The reference is measured too, and yielded where it is named.
+    """
+    folder = organism_folder(organism)
+    spec, whole = load_spec(folder / "spec.yaml"), read_realised(folder)
+    first = reference_of(spec)
+    reference: Calibrated | None = None
+    scale = np.zeros((2, 0))
+    for identity in dict.fromkeys([first, *(spec.identities[spec.index(name)] for name in names)]):
+        place = workdir / spec.name / identity.name
+        model = load_model(str(export_identity(folder, identity.name, place / "checkpoint")), dtype="float32")
+        made, found, states = _run(model, plan, place)
+        if reference is None:
+            reference = made
+            scale = _poles(made, made.calibration.site_rms, made.calibration.directions)
+        if identity.name in names:
+            truth = whole["identities"][identity.name]
+            yield _subject(spec.name, identity, truth, made, found, states, reference, scale), made, model
+
+
+def _run(model: Model, plan: Plan, place: Path) -> tuple[Calibrated, profile.Profile, np.ndarray]:
+    """Calibration, profile, and the raw states [responses, sites, D] of the profile."""
+    source = bank.shipped()
+    readout = preset("last4", model.config.n_layers)
+    protocol = Protocol(readout, plan.calibration_tokens, seed=plan.seed, batch_size=BATCH)
+    made = calibrate.run(model, source, source.axes(), protocol, control=False, workdir=place, label=None)
+    protocol = Protocol(readout, plan.profile_tokens, seed=plan.seed, batch_size=BATCH)
+    found, collected = profile.run(
+        model, made.calibration, protocol, samples=plan.samples, scale=SCALE, workdir=place, label=None
+    )
+    usable = collected.column("n_tokens") > 0
+    return made, found, collected.states["in_context"][usable][:, :, 0]
+
+
+def _rows(made: Calibrated, axis: str, sign: int) -> np.ndarray:
+    c = made.collected
+    return np.flatnonzero(
+        (c.column("axis") == axis)
+        & (c.column("sign") == sign)
+        & (c.column("n_tokens") > 0)
+        & np.isin(c.column("set"), ("A", "eval"))
+    )
+
+
+def _raw(made: Calibrated, site_rms: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Projections [responses, axes] of the re-read responses on a calibration's directions."""
+    states = made.collected.states["re_read"][:, :, 0]
+    return readouts.combine(made.calibration.readout, states, site_rms) @ directions.T
+
+
+def _poles(made: Calibrated, site_rms: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Means [2, axes] of the positive and the negative pole, re-read."""
+    x = _raw(made, site_rms, directions)
+    axes = [a.id for a in made.calibration.axes]
+    return np.array([[x[_rows(made, a, s), k].mean() for k, a in enumerate(axes)] for s in (1, -1)])
+
+
+def _subject(
+    organism: str,
+    identity: Identity,
+    truth: dict[str, Any],
+    made: Calibrated,
+    found: profile.Profile,
+    states: np.ndarray,
+    reference: Calibrated,
+    scale: np.ndarray,
+) -> Subject:
+    calibration = reference.calibration
+
+    def scored(x: np.ndarray) -> np.ndarray:
+        return 2 * (x - scale[1]) / (scale[0] - scale[1]) - 1
+
+    free = scored(readouts.combine(calibration.readout, states, calibration.site_rms) @ calibration.directions.T)
+    x = scored(_raw(made, calibration.site_rms, calibration.directions))
+    poles = []
+    for sign in (1, -1):
+        parts = [x[_rows(made, a.id, sign), k] for k, a in enumerate(calibration.axes)]
+        poles.append([(p.mean(), p.std(ddof=1) / np.sqrt(len(p))) for p in parts])
+    (positive, positive_se), (negative, negative_se) = (np.array(p).T for p in poles)
+    by_question = np.array(
+        [free[np.array(found.question_ids) == q].mean(axis=0) for q in dict.fromkeys(found.question_ids)]
+    )
+    shared = Shared(
+        free=free.mean(axis=0),
+        free_se=by_question.std(axis=0, ddof=1) / np.sqrt(len(by_question)),
+        positive=positive,
+        positive_se=positive_se,
+        negative=negative,
+        negative_se=negative_se,
+    )
+    return Subject(
+        organism=organism,
+        identity=identity,
+        truth=truth,
+        own=np.array([a.mean for a in found.axes]),
+        own_sd=np.array([a.summary[SCALE]["sd"] for a in found.axes]),
+        scores=np.array([a.scores[SCALE] for a in found.axes]),
+        evidence=made.calibration.evidence,
+        shared=shared,
+    )

@@ -1,0 +1,298 @@
+"""The instrument held against models whose temperament was planted: pure functions of measured subjects.
+
+Every check compares what the instrument says with what the grammar's recogniser counted in sampled text, and has the
+bounds of its requirement. Where its subjects are missing it says so and does not count as passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mood_jax import probes
+from mood_jax.organisms.spec import DEAF, OBEDIENT, Compliance
+from mood_jax.studies.nulls import FalseAlarms
+from mood_jax.studies.subjects import Subject
+
+STRONG = 0.4  # from this amount on a sign has to be right
+DEAD, OBEYED = 0.4, 1.2  # realised gaps, of 2: below it is dead, above it obeyed
+MOVED = 0.3  # a pole is obeyed when its instruction moves the shared score this far beyond doubt
+AT_THE_POLE = 0.75  # a temperament from here on leaves the instruction nothing to move
+QUESTIONS = 30
+DOSES = np.linspace(-1, 1, 9)
+
+
+@dataclass(frozen=True)
+class Check:
+    """passed is None where there were no subjects."""
+
+    name: str
+    passed: bool | None
+    reason: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        return {True: "passed", False: "FAILED", None: "no subjects"}[self.passed]
+
+
+def isotonic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Least-squares non-decreasing fit of y over x [n], by pooling adjacent violators; ties in x get one value."""
+    levels, inverse = np.unique(x, return_inverse=True)
+    blocks = [[float(y[inverse == k].mean()), float((inverse == k).sum()), 1] for k in range(len(levels))]
+    pooled: list[list[float]] = []
+    for block in blocks:
+        pooled.append(list(block))
+        while len(pooled) > 1 and pooled[-2][0] >= pooled[-1][0]:
+            value, weight, count = pooled.pop()
+            total = pooled[-1][1] + weight
+            pooled[-1] = [(pooled[-1][0] * pooled[-1][1] + value * weight) / total, total, pooled[-1][2] + count]
+    fitted = np.concatenate([np.full(int(count), value) for value, _, count in pooled])
+    return fitted[inverse]
+
+
+def explained(y: np.ndarray, fitted: np.ndarray) -> float:
+    """R²: the share of the variance of y that a fit explains; 0 where y does not vary."""
+    total = float(np.sum((y - y.mean()) ** 2))
+    return 1 - float(np.sum((y - fitted) ** 2)) / total if total > 0 else 0.0
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """1 … n, ties their mean rank."""
+    below = (x[None, :] < x[:, None]).sum(axis=1)
+    return below + ((x[None, :] == x[:, None]).sum(axis=1) + 1) / 2
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's; 0 where either does not vary."""
+    if len(x) < 2 or np.std(x) == 0 or np.std(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def roc_auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Share of (positive, negative) pairs that a score puts in order, ties half."""
+    difference = score[positive][:, None] - score[~positive][None, :]
+    return float((np.sign(difference).mean() + 1) / 2)
+
+
+def profile_check(subjects: Sequence[Subject]) -> Check:
+    """1. Measured against realised temperament over identities × axes, and its signs."""
+    name = "1 profile"
+    if len(subjects) < 3:
+        return Check(name, None, "needs three identities at least")
+    measured, realised = (np.array([getattr(s, what) for s in subjects]) for what in ("measured", "realised"))
+    halves = np.array([s.halves for s in subjects])
+    centred = correlation(_centred(measured), _centred(realised))
+    pooled = correlation(measured.ravel(), realised.ravel())
+    half = correlation(_centred(halves[:, 0]), _centred(halves[:, 1]))
+    ceiling = math.sqrt(max(0.0, 2 * half / (1 + half)))  # of a correlation with the whole realised amount
+    strong = np.abs(realised) >= STRONG
+    right = float((np.sign(measured) == np.sign(realised))[strong].mean()) if strong.any() else 0.0
+    figures = {
+        "cells": int(measured.size),
+        "r_centred": centred,
+        "r_pooled": pooled,
+        "ceiling": ceiling,
+        "strong_cells": int(strong.sum()),
+        "signs_right": right,
+        "mean_absolute_error": float(np.abs(measured - realised).mean()),
+    }
+    reason = (
+        f"r {centred:.3f} centred per axis (≥ .9, ceiling {ceiling:.3f}), {pooled:.3f} pooled (≥ .85); "
+        f"sign right in {right:.0%} of {int(strong.sum())} strong cells (≥ 95 %)"
+    )
+    return Check(name, centred >= 0.9 and pooled >= 0.85 and right >= 0.95, reason, figures)
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean(axis=0, keepdims=True)).ravel()
+
+
+def dose_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
+    """2. Nine doses an axis, the other axes varying: isotonic and linear R², Spearman, smallest difference found."""
+    name = "2 dose-response"
+    rows = {}
+    for a, axis in enumerate(axes):
+        planted = np.array([s.identity.temperament[a] for s in subjects])
+        if not set(np.round(DOSES, 3)) <= set(np.round(planted, 3)):
+            continue
+        x, y = (np.array([getattr(s, what)[a] for s in subjects]) for what in ("realised", "measured"))
+        slope, start = np.polyfit(x, y, 1)
+        # Two means of 30 questions with the SD seen here differ at 80 % power from 2.8 standard errors on.
+        noise = math.sqrt(2 * np.mean([s.own_sd[a] ** 2 for s in subjects]) / QUESTIONS)
+        rows[axis] = {
+            "isotonic_r2": explained(y, isotonic(x, y)),
+            "linear_r2": explained(y, slope * x + start),
+            "spearman": correlation(ranks(x), ranks(y)),
+            "slope": float(slope),
+            "smallest_difference": float(2.8 * noise / slope) if slope > 0 else None,
+            "realised": x.tolist(),
+            "measured": y.tolist(),
+        }
+    if len(rows) < 3:
+        return Check(name, None, f"{len(rows)} axes have all nine doses; three are needed")
+    worst = min(rows, key=lambda axis: rows[axis]["isotonic_r2"])
+    value = rows[worst]["isotonic_r2"]
+    reason = (
+        f"isotonic R² ≥ {value:.3f} on {len(rows)} axes (≥ .95; least on {worst}), "
+        f"linear ≥ {min(r['linear_r2'] for r in rows.values()):.3f}, "
+        f"Spearman ≥ {min(r['spearman'] for r in rows.values()):.3f}"
+    )
+    return Check(name, value >= 0.95, reason, rows)
+
+
+def obedience(subject: Subject, a: int) -> str:
+    """What the instrument says of an axis: "obeys", "positive only", "negative only" or "dead".
+
+    On the reference's scale, by how far each instruction moves the score beyond doubt (two standard errors), where the
+    temperament leaves it room.
+    """
+    s = subject.shared
+    moved = {
+        "positive": (s.positive[a] - s.free[a], math.hypot(s.positive_se[a], s.free_se[a]), s.free[a] < AT_THE_POLE),
+        "negative": (s.free[a] - s.negative[a], math.hypot(s.negative_se[a], s.free_se[a]), s.free[a] > -AT_THE_POLE),
+    }
+    follows = {pole: shift - 2 * se > MOVED or not room for pole, (shift, se, room) in moved.items()}
+    if all(follows.values()):
+        return "obeys"
+    if not any(follows.values()):
+        return "dead"
+    pole = "positive" if follows["positive"] else "negative"
+    return "dead" if not moved[pole][2] else f"{pole} only"
+
+
+PLANTED = {OBEDIENT: "obeys", DEAF: "dead", Compliance(1, 0): "positive only", Compliance(0, 1): "negative only"}
+
+
+def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
+    """3. Dead axes by the shared gap against the realised one; asymmetric ones by name; the manipulation check."""
+    name = "3 compliance"
+    gap = np.array([s.gap for s in subjects]).ravel()
+    if not ((gap < DEAD).any() and (gap > OBEYED).any()):
+        return Check(name, None, "needs axes that obey and axes that do not")
+    shared = np.array([s.shared.positive - s.shared.negative for s in subjects]).ravel()
+    own = np.array([[b["re_read"]["auc"] for b in s.evidence] for s in subjects]).ravel()
+    context = np.array([[b["in_context"]["auc"] for b in s.evidence] for s in subjects]).ravel()
+    clear = (gap < DEAD) | (gap > OBEYED)
+    roc = {
+        key: roc_auc(-score[clear], gap[clear] < DEAD)
+        for key, score in (("shared_gap", shared), ("own_re_read_auc", own), ("own_in_context_auc", context))
+    }
+    named, wrong = [], []
+    for s in subjects:
+        for a, axis in enumerate(axes):
+            planted, said = PLANTED[s.identity.compliance[a]], obedience(s, a)
+            named.append((planted, said))
+            if planted != said:
+                wrong.append(f"{s.name} {axis}: {planted}, said {said}")
+    asymmetric = [(p, q) for p, q in named if p.endswith("only")]
+    right = float(np.mean([p == q for p, q in asymmetric])) if asymmetric else None
+    cells = [
+        (b["manipulation"]["label"], gap_)
+        for s in subjects
+        for b, gap_ in zip(s.evidence, s.gap, strict=True)
+        if gap_ < DEAD or gap_ > OBEYED
+    ]
+    manipulation = float(np.mean([(label == "complies and seen") == (g > OBEYED) for label, g in cells]))
+    figures = {
+        "roc": roc,
+        "dead": int((gap < DEAD).sum()),
+        "obeyed": int((gap > OBEYED).sum()),
+        "asymmetric": len(asymmetric),
+        "asymmetric_right": right,
+        "all_right": float(np.mean([p == q for p, q in named])),
+        "manipulation_right": manipulation,
+        "wrong": wrong,
+    }
+    said = "no asymmetric axes" if right is None else f"{right:.0%} of {len(asymmetric)} asymmetric axes named"
+    reason = (
+        f"ROC {roc['shared_gap']:.3f} of the shared gap (≥ .95; own AUC re-read {roc['own_re_read_auc']:.3f}, "
+        f"in context {roc['own_in_context_auc']:.3f}); {said} (≥ 90 %); "
+        f"manipulation check right in {manipulation:.0%} (≥ 90 %)"
+    )
+    return Check(
+        name, roc["shared_gap"] >= 0.95 and (right is None or right >= 0.9) and manipulation >= 0.9, reason, figures
+    )
+
+
+def false_alarm_check(found: dict[str, FalseAlarms]) -> Check:
+    """4. Models without any style, judged re-read."""
+    name = "4 false alarms"
+    if not found or min(f.draws for f in found.values()) < 200:
+        return Check(name, None, "needs 200 draws of each kind of model")
+    reason = "; ".join(
+        f"{key}: {f.real:.1%} of {f.draws} real (≤ {f.bound:.1%}), in context AUC {f.in_context_auc:.2f}"
+        for key, f in found.items()
+    )
+    figures = {key: vars(f) | {"bound": f.bound} for key, f in found.items()}
+    return Check(name, all(f.passed for f in found.values()), reason, figures)
+
+
+def wording_check(scored: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], least: float = 0.9) -> Check:
+    """8. Scores (positive, negative) of responses to held-out paraphrases, by identity and obedient axis."""
+    name = "8 held-out wording"
+    areas = {
+        f"{identity} {axis}": roc_auc(np.concatenate(pair), np.arange(sum(map(len, pair))) < len(pair[0]))
+        for identity, of_axis in scored.items()
+        for axis, pair in of_axis.items()
+    }
+    if not areas:
+        return Check(name, None, "needs an identity that obeys")
+    mean, worst = float(np.mean(list(areas.values()))), min(areas, key=lambda key: areas[key])
+    reason = f"AUC {mean:.3f} on average (≥ {least:g}) over {len(areas)} axes, {areas[worst]:.2f} at least ({worst})"
+    return Check(name, mean >= least, reason, areas)
+
+
+def coupling_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
+    """6. Planted correlation of a pair against behavioural r, and planted rank against the effective dimension."""
+    name = "6 coupling, rank"
+    rows = {}
+    for s in subjects:
+        if s.identity.coherence < 1:
+            continue
+        table = np.asarray(probes.correlation_table(jnp.asarray(s.scores.T))[0])
+        realised = np.array(s.truth["correlation"]["realised"])
+        off = ~np.eye(len(axes), dtype=bool)
+        rows[s.identity.name] = {
+            "realised_pair": float(realised[axes.index("warm_cold"), axes.index("empathetic_analytical")]),
+            "measured_pair": float(table[axes.index("warm_cold"), axes.index("empathetic_analytical")]),
+            "realised_dimension": _dimension(realised),
+            "measured_dimension": _dimension(table),
+            "agreement": correlation(table[off], realised[off]),
+        }
+    if len(rows) < 3:
+        return Check(name, None, "needs identities with planted couplings")
+    pair = correlation(*(np.array([r[f"{w}_pair"] for r in rows.values()]) for w in ("realised", "measured")))
+    dimension = correlation(*(np.array([r[f"{w}_dimension"] for r in rows.values()]) for w in ("realised", "measured")))
+    reason = f"r {pair:.2f} of the pair's correlations (≥ .8) and {dimension:.2f} of the effective dimensions (≥ .8)"
+    return Check(name, pair >= 0.8 and dimension >= 0.8, reason, rows)
+
+
+def _dimension(table: np.ndarray) -> float:
+    """(Σλ)²/Σλ² of a correlation table."""
+    return float(np.trace(table) ** 2 / np.sum(table**2))
+
+
+def format_subjects(subjects: Sequence[Subject], axes: Sequence[str]) -> list[list[str]]:
+    """Rows for a table: identity, axis, planted, realised, measured, realised and measured gap, what is said."""
+    return [
+        [
+            f"{s.name} {axis}",
+            f"{s.identity.temperament[a]:+.2f}",
+            f"{s.realised[a]:+.2f}",
+            f"{s.measured[a]:+.2f}",
+            f"{s.gap[a]:.2f}",
+            f"{s.shared.positive[a] - s.shared.negative[a]:.2f}",
+            PLANTED.get(s.identity.compliance[a], "in part"),
+            obedience(s, a),
+            s.evidence[a]["verdict"],
+        ]
+        for s in subjects
+        for a, axis in enumerate(axes)
+    ]
