@@ -4,9 +4,9 @@
 
 Its text never depends on the instruction, and nothing asks the states for a style (`shown_weight` 0). What is asked of
 them is which instruction stands in the context (`hears`): large models know that whether they obey or not, while a tiny
-one forgets whatever no loss asks for. After 800 steps (10 minutes on two shared cores) no axis had a gap of .1 over all
-wordings, and 5 % of the sentences were unknown to the grammar. It does not ship yet: the null that it is for, of whole
-models without any style, has no test so far.
+one forgets whatever no loss asks for. 1 500 steps take about 10 minutes of one core; no axis then has a gap of .2. The
+folder `export` in the workdir is what stands in mood_jax/organisms/weights/no_style: the null model on which the
+verdicts are tested (tests/studies/test_nulls.py).
 """
 
 from importlib import resources

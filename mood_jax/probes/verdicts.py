@@ -7,8 +7,8 @@ weights.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# The lower end of a 95 % interval has to clear chance; the interval holds the directions fixed, so it does not decide
-# alone.
+# The lower end of a 95 % interval has to clear chance, and the pole swap decides beside it: an interval errs by its own
+# estimate of the error, an exchange of the poles does not.
 CHANCE = 0.5
 # Family-wise: applied to Holm-adjusted permutation p over all axes of the model, so that a model without any style
 # shows one "real" axis or more in at most 5 % of runs.
