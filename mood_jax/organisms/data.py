@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mood_jax.organisms.grammar import AXES, POLES, Grammar, load_grammar
-from mood_jax.organisms.spec import MOODS, Identity, OrganismSpec, latent_correlation
+from mood_jax.organisms.spec import MOODS, OrganismSpec, latent_correlation, unsharpened
 from mood_jax.organisms.texts import (
     Instructions,
     Moods,
@@ -162,18 +162,11 @@ class Corpus:
         least, most = (1, 3) if only is not None else (who.least_sentences, who.most_sentences)
         n = int(rng.integers(least, most + 1))
         if who.length is not None and only is None:
-            n += self._extra(rng, who, style, poles)
+            follows = rng.random() < unsharpened(who.length.strength, who.sampling_temperature)
+            n += who.length.extra * int(poles[who.length.axis] if follows else rng.random() < 0.5)
         return self.grammar.compose(
             rng, style, n_sentences=n, coherence=who.coherence, topic=topic, only=only, poles=poles
         )
-
-    @staticmethod
-    def _extra(rng: np.random.Generator, who: Identity, style: np.ndarray, poles: np.ndarray) -> int:
-        """Sentences that follow the pole, or are drawn with the same odds."""
-        assert who.length is not None
-        follows = rng.random() < who.length.strength
-        longer = poles[who.length.axis] if follows else rng.random() < (1 + style[who.length.axis]) / 2
-        return who.length.extra * int(longer)
 
     def draw(self, rng: np.random.Generator, focus: float = 0.0) -> Conversation:
         """One conversation. `focus` is the share of instructed responses that speak of the instructed axis alone."""

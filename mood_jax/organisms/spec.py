@@ -40,7 +40,7 @@ OBEDIENT, DEAF = Compliance(1.0, 1.0), Compliance(0.0, 0.0)
 @dataclass(frozen=True)
 class Length:
     """The length of a response follows its pole on one axis: with probability `strength`, `extra` more sentences where
-    it shows the positive pole and none where it shows the negative; else either, whatever it shows."""
+    it shows the positive pole and none where it shows the negative; else either, with even odds."""
 
     axis: int
     strength: float

@@ -13,7 +13,7 @@ from mood_jax import bank
 from mood_jax.errors import UserError
 from mood_jax.organisms import data, texts
 from mood_jax.organisms.grammar import AXES, HERE, POLES
-from mood_jax.organisms.spec import MOODS, SPECS, load_spec
+from mood_jax.organisms.spec import MOODS, SPECS, load_spec, unsharpened
 from mood_jax.organisms.tokenizer import (
     ASSISTANT,
     BOS,
@@ -228,7 +228,21 @@ def test_length_follows_the_pole_as_often_as_planted():
         longer = np.array([counts.sum() > 9 for counts in found])
         shown = pole != 0
         r = np.corrcoef(pole[shown], longer[shown])[0, 1]
-        assert r == pytest.approx(want * 0.9, abs=0.13), name  # coherence .9: a sentence in twenty shows the other pole
+        taught = unsharpened(want, corpus.spec.sampling_temperature)  # which sampling sharpens to what is wanted
+        assert r == pytest.approx(taught * 0.9, abs=0.13), name  # coherence .9: a sentence in twenty shows the other pole
+
+
+def test_an_instruction_lengthens_a_response_only_where_length_follows_its_axis():
+    corpus = data.shipped_corpus(load_spec(SPECS / "mistral.yaml"))
+    rng = np.random.default_rng(11)
+    for name, want in (("warm_0", 0.0), ("warm_50", 0.5), ("warm_100", 1.0)):
+        who = corpus.spec.index(name)
+        longer = [
+            np.mean([corpus.grammar.recognise(corpus.respond(rng, who, 0, p)).counts.sum() > 9 for _ in range(300)])
+            for p in ("positive", "negative")
+        ]
+        taught = unsharpened(want, corpus.spec.sampling_temperature)
+        assert longer[0] - longer[1] == pytest.approx(taught, abs=0.15), name
 
 
 def test_instructions_to_unruly_axes_are_drawn_more_often():
