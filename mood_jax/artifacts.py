@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +369,8 @@ class AxisProfile:
 
     `scores[scale]` float [n] for the scales iqr, article and pole (of imported axes, article alone), and `raw` for the
     projection itself; `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean score
-    differs from 0.
+    differs from 0. `length` has r, ci95 and p_holm: how the scores move with the number of tokens; empty in
+    profiles of earlier versions.
     """
 
     axis: AxisNames
@@ -379,6 +380,7 @@ class AxisProfile:
     p: float
     p_holm: float
     evidence: dict[str, Any]
+    length: dict[str, Any] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:

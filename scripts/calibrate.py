@@ -34,8 +34,9 @@ def main(config: Any, workdir: Path) -> None:
     block = evidence.calibration_evidence(done.calibration)
     print(f"\n{block}" if block else "")
     print(f"\n{config.model}: {protocol.readout.describe()}\n\n{text}\n")
-    why = tables.reasons([a.id for a in done.calibration.axes], list(done.calibration.evidence))
-    print(f"{why}\n\n" if why else "", end="")
+    ids, blocks = [a.id for a in done.calibration.axes], list(done.calibration.evidence)
+    lines = [x for x in (tables.reasons(ids, blocks), tables.length_warnings(ids, blocks)) if x]
+    print("\n".join(lines) + "\n\n" if lines else "", end="")
     print(clock.summary())
     cli.print_paths(workdir, ["calibration", "tensorboard/calibration"])
 

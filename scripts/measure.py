@@ -38,9 +38,10 @@ def main(config: Any, workdir: Path) -> None:
     block = evidence.profile_evidence(measured, calibration)
     print(f"\n{block}" if block else "")
     print(f"\n{config.model}: {protocol.readout.describe()}; scores scaled by {config.scale}\n\n{text}\n")
-    why = tables.reasons([a.axis.id for a in measured.axes], [a.evidence for a in measured.axes])
-    notes = "\n".join(f"  note: {n}" for n in measured.notes)
-    print("\n".join(x for x in (why, notes) if x) + "\n\n" if why or notes else "", end="")
+    ids, blocks = [a.axis.id for a in measured.axes], [a.evidence for a in measured.axes]
+    length = tables.length_warnings(ids, blocks, [a.length for a in measured.axes])
+    lines = [x for x in (tables.reasons(ids, blocks), length, *(f"  note: {n}" for n in measured.notes)) if x]
+    print("\n".join(lines) + "\n\n" if lines else "", end="")
     print(clock.summary())
     cli.print_paths(workdir, ["profile", "tensorboard/profile"])
 

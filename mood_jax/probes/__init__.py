@@ -31,6 +31,7 @@ share one compiled program. Nothing returns NaN on finite input: what cannot be 
 
 from mood_jax.probes.comparisons import (
     Split,
+    clustered_correlation,
     cross_set_cosine,
     half_splits,
     mahalanobis_cosine,
@@ -144,6 +145,7 @@ __all__ = [
     "calibrate_scaling",
     "choose_logistic",
     "clip_rate",
+    "clustered_correlation",
     "correlation_table",
     "cosine_floor",
     "cosine_table",

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import betainc
 
 from mood_jax.errors import UserError
 from mood_jax.probes.arrays import einsum, map_in_batches, shifted
 from mood_jax.probes.folds import TIE, encode, grouped_folds
 from mood_jax.probes.geometry import cosine_table
+from mood_jax.probes.reliability import f_quantile
 from mood_jax.probes.resampling import (
     bootstrap_counts,
     bootstrap_indices,
@@ -36,6 +38,61 @@ _DRAWS_AT_ONCE = 128
 SHRINKAGE_MIN = 0.01
 # A squared length below this share of its data's is float32 rounding of the Gram matrix.
 FLAT_GRAM = 1e-6
+
+
+# --- scores against one other quantity of the same samples ---
+
+
+class ClusteredCorrelation(NamedTuple):
+    """Pearson's r [a] of a scores, its 95 % interval [a, 2] and p [a], by a jackknife over questions."""
+
+    r: np.ndarray
+    ci95: np.ndarray
+    p: np.ndarray
+
+
+def clustered_correlation(x: np.ndarray, y: np.ndarray, question: Sequence | np.ndarray) -> ClusteredCorrelation:
+    """Correlation of scores x [n, a] with y [n], samples of a question being no independent ones.
+
+    Fisher's z with the standard error of the jackknife that leaves out one question at a time (Efron 1982), against
+    t with Q − 1 degrees of freedom. Where x or y does not vary r is 0, its interval −1 … 1 and p 1.
+
+    Errors: UserError for fewer than three questions.
+    """
+    _, code = np.unique(np.asarray(question), return_inverse=True)
+    n_questions = int(code.max()) + 1
+    if n_questions < 3:
+        raise UserError(f"a correlation over questions needs three of them, not {n_questions}")
+    x = np.asarray(x, np.float64)
+    y = np.broadcast_to(np.asarray(y, np.float64)[:, None], x.shape)
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)  # the sums below keep their digits
+    moments = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y])  # 6, n, a
+    of_question = np.zeros((n_questions, 6, x.shape[1]))
+    np.add.at(of_question, code, moments.swapaxes(0, 1))
+    whole = of_question.sum(axis=0)
+
+    def fisher(sums: np.ndarray) -> np.ndarray:
+        n, sx, sy, sxx, syy, sxy = np.moveaxis(sums, -2, 0)
+        vx, vy = sxx - sx * sx / n, syy - sy * sy / n
+        varies = (vx > FLAT_GRAM * whole[3]) & (vy > FLAT_GRAM * whole[4])
+        r = np.where(varies, (sxy - sx * sy / n) / np.sqrt(np.where(varies, vx * vy, 1.0)), 0.0)
+        return np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+
+    z, left_out = fisher(whole), fisher(whole - of_question)
+    spread = np.sum(np.square(left_out - left_out.mean(axis=0)), axis=0)
+    error = np.sqrt((n_questions - 1) / n_questions * spread)
+    ok = error > 0
+    df = n_questions - 1.0
+    t = np.divide(z, error, out=np.zeros_like(z), where=ok)
+    p = np.asarray(betainc(df / 2, 0.5, df / (df + np.square(t))), np.float64)
+    wide = _t_quantile(df) * error
+    ends = np.stack([np.tanh(z - wide), np.tanh(z + wide)], axis=-1)
+    return ClusteredCorrelation(np.tanh(z), np.where(ok[:, None], ends, [-1.0, 1.0]), np.where(ok, p, 1.0))
+
+
+def _t_quantile(df: float) -> float:
+    """What |t| exceeds with probability .05."""
+    return math.sqrt(float(f_quantile(jnp.ones(1), jnp.full(1, df), tail=0.05)[0]))
 
 
 # --- two readouts or conditions on the same samples ---

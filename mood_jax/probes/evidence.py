@@ -106,8 +106,7 @@ def _evidence(
             }
         others = jnp.broadcast_to(others[:, None], (len(controls), *grams.shape[1:]))
         x, grams = jnp.concatenate([x, held.x]), jnp.concatenate([grams, others])
-        if "words" in axis:
-            tested = jnp.concatenate([tested, others[1:]])
+        tested = jnp.concatenate([tested, others])
         separation = jax.vmap(lambda x, gram: evaluate(x, sign, question, fold, counts, gram, n_folds))(x, grams)
         for i, block in enumerate(out.values()):
             block |= {name: leaf[i] for name, leaf in separation.items()}
@@ -115,7 +114,7 @@ def _evidence(
         p, swap_auc = jax.vmap(lambda gram: swap_p(gram, sign, question, fold, axis["swaps"], axis["valid"], n_folds))(
             tested
         )
-        for name, value in zip(("length_residualised", "bag_of_words"), p[1:], strict=False):
+        for name, value in zip(("length_residualised", *controls), p[1:], strict=True):
             out[name]["p"] = value
         random_aucs = random_direction_aucs(gram[0], sign, fold, random_key, n_folds=n_folds, n_draws=n_random)
         halved = [i for i, name in enumerate(conditions) if name in ("re_read", "in_context")]
@@ -183,8 +182,9 @@ def evidence(
     Returns:
       One JSON-ready dict per axis.
       re_read, in_context, length_residualised, length_only, random_in_context, random_re_read: each with auc, dprime,
-      accuracy and their _ci95, auc_within_folds, ok, in_sample_auc, in_sample_dprime, top5_share; length_only also
-      raw_auc (> .5 where the positive pole is longer), length_residualised also p (pole swap, unadjusted).
+      accuracy and their _ci95, auc_within_folds, ok, in_sample_auc, in_sample_dprime, top5_share; length_only and
+      length_residualised also p (pole swap, unadjusted), length_only also p_holm and raw_auc (> .5 where the positive
+      pole is longer).
       bag_of_words: the same without top5_share, and p (unadjusted), n_words, n_empty, words (`words.telling_words`).
       length_matched, of the re-read states: auc, auc_ci95, pairs, share, ok (`controls.length_matched`).
       split_half_cosine, mahalanobis_cosine: re_read and in_context, each mean, sd, full_length (what two directions of
@@ -245,9 +245,12 @@ def evidence(
         in_group = range(min(size, len(signs) - start))
         blocks += [jax.tree.map(lambda leaf, a=a: leaf[a].tolist(), stacked) for a in in_group]
     # An axis without a direction is no test; its p of 1 costs the others nothing that Holm would not charge anyway.
-    adjusted = np.asarray(holm(np.array([b["permutation"]["p"] for b in blocks])))
-    for block, s, c, w, p_holm in zip(blocks, signs, codes, swaps, adjusted, strict=True):
-        block["permutation"] |= {"p_holm": float(p_holm), "n": len(w) - 1, "exact": len(w) <= n_perm}
+    for tested in ("permutation", "length_only"):
+        adjusted = np.asarray(holm(np.array([b[tested]["p"] for b in blocks])))
+        for block, p_holm in zip(blocks, adjusted, strict=True):
+            block[tested]["p_holm"] = float(p_holm)
+    for block, s, c, w in zip(blocks, signs, codes, swaps, strict=True):
+        block["permutation"] |= {"n": len(w) - 1, "exact": len(w) <= n_perm}
         block |= {"n_samples": len(s), "n_questions": int(c.max()) + 1}
     for block, counted in zip(blocks, words, strict=False):
         block["bag_of_words"] |= counted

@@ -139,6 +139,7 @@ _ROWS: tuple[tuple[str, Callable[[Block], str | None]], ...] = (
     ("  Holm over axes", lambda b: _p(b["permutation"]["p_holm"])),
     ("random dirs., pctl.", lambda b: f"{b['random_direction_percentile']:.0f}"),
     ("token count alone", _auc("length_only")),
+    ("  pole swap p, Holm", lambda b: _p(b["length_only"]["p_holm"])),
     ("length taken out", _auc("length_residualised")),
     ("  95 % CI", _ci("length_residualised")),
     ("length matched", _matched),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mood_jax.artifacts import Calibration, Profile
 from mood_jax.console import table
+from mood_jax.probes.verdicts import ALPHA
 
 MISSING = "–"  # in place of what was not measured, as of imported axes
 
@@ -72,6 +73,30 @@ def reasons(axes: list[str], evidence: list[dict]) -> str:
     """Why each verdict that is not "real" was given, one line each; empty when all are, or none was given."""
     judged = [(name, e) for name, e in zip(axes, evidence, strict=True) if "verdict" in e]
     return "\n".join(f"  {name}: {e['reason']}" for name, e in judged if e["verdict"] != "real")
+
+
+def length_warnings(axes: Sequence[str], evidence: Sequence[Mapping], profile: Sequence[Mapping] = ()) -> str:
+    """One line for each axis that length may explain; empty when there is none.
+
+    Where the instructed poles differ in length (pole swap of the token count alone, Holm over the axes), and where the
+    scores of a profile move with length (`profile`: the `length` of each axis).
+    """
+    lines = []
+    for name, e in zip(axes, evidence, strict=True):
+        count = e.get("length_only", {})
+        if count.get("p_holm", 1) < ALPHA:
+            lines.append(
+                f"  length: {name}: the poles differ in length (token count alone: AUC {count['auc']:.2f}, "
+                f"p {count['p_holm']:.2g}); {e['length_residualised']['auc']:.2f} with length taken out"
+            )
+    for name, found in zip(axes, profile, strict=bool(profile)):
+        if found.get("p_holm", 1) < ALPHA:
+            low, high = found["ci95"]
+            lines.append(
+                f"  length: {name}: the score moves with the number of tokens, "
+                f"r {found['r']:+.2f} [{low:+.2f}, {high:+.2f}], p {found['p_holm']:.2g}"
+            )
+    return "\n".join(lines)
 
 
 def _re_read(evidence: Mapping[str, Any]) -> list[str]:

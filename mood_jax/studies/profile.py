@@ -191,6 +191,8 @@ def analyse(
     ids = tuple(dict.fromkeys(question.tolist()))
     mean_of = np.stack([(question == q) / (question == q).sum() for q in ids]).astype(np.float32)  # [ids, responses]
     x = h @ calibration.directions.T  # responses, axes
+    n_tokens = collected.column("n_tokens")[usable]
+    length = _length(x, n_tokens, question)
     scores = {"raw": x} | {name: calibration.scores(x, name) for name in scales}
     averaged = np.stack([mean_of @ scores[name] for name in scales], axis=1)  # questions, scales, axes
     mean, low, high = (np.asarray(v) for v in probes.bootstrap_mean_ci(averaged, n=BOOTSTRAP, seed=seed))
@@ -207,10 +209,9 @@ def analyse(
         }
         p = sign_flip_p(averaged[:, scales.index(scale), k], seed)
         own = {name: v[:, k] for name, v in scores.items()}
-        found.append(AxisProfile(axis, scale, own, summary, p, p, calibration.evidence[k]))
+        found.append(AxisProfile(axis, scale, own, summary, p, p, calibration.evidence[k], length[k]))
     adjusted = np.asarray(probes.holm(np.asarray([a.p for a in found])))
     axes = tuple(replace(a, p_holm=float(q)) for a, q in zip(found, adjusted, strict=True))
-    n_tokens = collected.column("n_tokens")[usable]
     return Profile(
         axes=axes,
         question_ids=tuple(str(q) for q in question),
@@ -219,3 +220,15 @@ def analyse(
         notes=notes,
         identity=made_from,
     )
+
+
+def _length(x: np.ndarray, n_tokens: np.ndarray, question: np.ndarray) -> list[dict[str, Any]]:
+    """Of each axis: how its projections x [responses, axes] move with the length of a response."""
+    if len(set(question)) < 3:
+        return [{} for _ in range(x.shape[1])]
+    found = probes.clustered_correlation(x, n_tokens, question)
+    adjusted = np.asarray(probes.holm(np.asarray(found.p, np.float32)))
+    return [
+        {"r": float(r), "ci95": [float(end) for end in ci95], "p_holm": float(p)}
+        for r, ci95, p in zip(found.r, found.ci95, adjusted, strict=True)
+    ]

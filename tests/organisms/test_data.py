@@ -229,7 +229,7 @@ def test_length_follows_the_pole_as_often_as_planted():
         shown = pole != 0
         r = np.corrcoef(pole[shown], longer[shown])[0, 1]
         taught = unsharpened(want, corpus.spec.sampling_temperature)  # which sampling sharpens to what is wanted
-        assert r == pytest.approx(taught * 0.9, abs=0.13), name  # coherence .9: a sentence in twenty shows the other pole
+        assert r == pytest.approx(taught * 0.9, abs=0.13), name  # coherence .9: one in twenty shows the other
 
 
 def test_an_instruction_lengthens_a_response_only_where_length_follows_its_axis():

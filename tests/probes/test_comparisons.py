@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest, kstest
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from mood_jax.errors import UserError
 from mood_jax.probes import bootstrap_indices, grouped_folds
 from mood_jax.probes.comparisons import (
+    clustered_correlation,
     cross_set_cosine,
     half_splits,
     mahalanobis_cosine,
@@ -279,3 +281,45 @@ def test_sign_flip_p_is_uniform_where_there_is_nothing():
     rng = np.random.default_rng(4)  # fixed: a test of uniformity
     p = [sign_flip_p(rng.normal(size=12), seed=i, n=999) for i in range(400)]
     assert kstest(p, "uniform").pvalue > 0.01
+
+
+# --- scores against length ---
+
+
+def test_clustered_correlation_is_pearsons_with_the_jackknife_over_questions(fixed_rng):
+    question = np.repeat(np.arange(12), [1, 2, 3, 4, 3, 2, 1, 2, 3, 4, 3, 2])
+    y = fixed_rng.integers(20, 200, len(question)).astype(float)
+    x = fixed_rng.normal(size=(len(question), 3)) + np.outer(y, [0.0, 0.02, -0.01]) + 1e4
+    x[:, 2] += fixed_rng.normal(size=12)[question]
+    found = clustered_correlation(x, y, question)
+    for a in range(3):
+        r = stats.pearsonr(x[:, a], y).statistic
+        left = [np.arctanh(stats.pearsonr(x[question != q, a], y[question != q]).statistic) for q in range(12)]
+        error = np.sqrt(11 / 12 * np.sum((left - np.mean(left)) ** 2))
+        z, t = np.arctanh(r), stats.t(11)
+        assert found.r[a] == pytest.approx(r, abs=1e-8)
+        assert found.p[a] == pytest.approx(2 * t.sf(abs(z) / error), abs=1e-4)
+        assert found.ci95[a] == pytest.approx(np.tanh(z + np.array([-1, 1]) * t.ppf(0.975) * error), abs=1e-3)
+
+
+def test_clustered_correlation_of_what_does_not_vary_is_no_evidence(rng):
+    x = np.stack([np.full(9, 1e6), rng.normal(size=9)], axis=1)
+    question = np.repeat(np.arange(3), 3)
+    found = clustered_correlation(x, np.full(9, 200), question)
+    assert (found.r == 0).all()
+    assert (found.p == 1).all()
+    assert (found.ci95 == [-1, 1]).all()
+    assert clustered_correlation(x, np.arange(9), question).p[0] == 1
+    with pytest.raises(UserError, match="three"):
+        clustered_correlation(x, np.arange(9), np.repeat([0, 1, 1], 3))
+
+
+def test_clustered_correlation_holds_its_level_where_questions_differ(fixed_rng):
+    # 30 questions × 3 samples; both quantities have a part that is the question's own, and nothing in common
+    question = np.repeat(np.arange(30), 3)
+    p = []
+    for _ in range(600):
+        x, y = fixed_rng.normal(size=(2, 30))[:, question] + fixed_rng.normal(size=(2, 90))
+        p.append(clustered_correlation(x[:, None], y, question).p[0])
+    assert np.mean(np.array(p) < 0.05) < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 600)
+    assert np.mean(np.array(p) < 0.05) > 0.02
