@@ -162,7 +162,7 @@ class Corpus:
         least, most = (1, 3) if only is not None else (who.least_sentences, who.most_sentences)
         n = int(rng.integers(least, most + 1))
         if who.length is not None and only is None:
-            follows = rng.random() < unsharpened(who.length.strength, who.sampling_temperature)
+            follows = rng.random() < unsharpened(np.array(who.length.strength), who.sampling_temperature)
             n += who.length.extra * int(poles[who.length.axis] if follows else rng.random() < 0.5)
         return self.grammar.compose(
             rng, style, n_sentences=n, coherence=who.coherence, topic=topic, only=only, poles=poles

@@ -27,6 +27,7 @@ from mood_jax.studies.calibrate import Calibrated
 from mood_jax.studies.collect import Protocol
 
 BATCH = 140
+CROSSED = ("B", "C")
 SCALE = "pole"
 
 
@@ -48,7 +49,8 @@ class Subject:
     """One identity, measured. Arrays have one entry an axis, in the order of the bank.
 
     own, own_sd: profile on its own calibration, scale `pole`, and the SD over questions; scores: [axes, responses];
-    evidence: of its own calibration; truth: its part of realised.json.
+    own_length_out: `own` with the length of the responses taken out; length: how the scores move with it
+    (`AxisProfile.length`); evidence: of its own calibration; truth: its part of realised.json.
     """
 
     organism: str
@@ -57,6 +59,8 @@ class Subject:
     own: np.ndarray
     own_sd: np.ndarray
     scores: np.ndarray
+    own_length_out: np.ndarray
+    length: tuple[dict[str, Any], ...]
     evidence: tuple[dict[str, Any], ...]
     shared: Shared
 
@@ -123,21 +127,31 @@ def measure(
     for identity in dict.fromkeys([first, *(spec.identities[spec.index(name)] for name in names)]):
         place = workdir / spec.name / identity.name
         model = load_model(str(export_identity(folder, identity.name, place / "checkpoint")), dtype="float32")
-        made, found, states = _run(model, plan, place)
+        crossed = CROSSED if _shows_constancy(spec, identity) else ()
+        made, found, states = _run(model, plan, place, crossed)
         if reference is None:
             reference = made
             scale = _poles(made, made.calibration.site_rms, made.calibration.directions)
         if identity.name in names:
-            truth = whole["identities"][identity.name]
+            truth = whole["identities"][identity.name] | {"free_responses": whole["free_responses"]}
             yield _subject(spec.name, identity, truth, made, found, states, reference, scale), made, model
 
 
-def _run(model: Model, plan: Plan, place: Path) -> tuple[Calibrated, profile.Profile, np.ndarray]:
+def _shows_constancy(spec: OrganismSpec, identity: Identity) -> bool:
+    """In an organism with an identity that never changes, that one and those that change with every response."""
+    return any(i.coherence == 0 for i in spec.identities) and identity.coherence in (0, 1)
+
+
+def _run(
+    model: Model, plan: Plan, place: Path, cross_sets: Sequence[str] = ()
+) -> tuple[Calibrated, profile.Profile, np.ndarray]:
     """Calibration, profile, and the raw states [responses, sites, D] of the profile."""
     source = bank.shipped()
     readout = preset("last4", model.config.n_layers)
     protocol = Protocol(readout, plan.calibration_tokens, seed=plan.seed, batch_size=BATCH)
-    made = calibrate.run(model, source, source.axes(), protocol, control=False, workdir=place, label=None)
+    made = calibrate.run(
+        model, source, source.axes(), protocol, control=False, cross_sets=cross_sets, workdir=place, label=None
+    )
     protocol = Protocol(readout, plan.profile_tokens, seed=plan.seed, batch_size=BATCH)
     found, collected = profile.run(
         model, made.calibration, protocol, samples=plan.samples, scale=SCALE, workdir=place, label=None
@@ -167,6 +181,26 @@ def _poles(made: Calibrated, site_rms: np.ndarray, directions: np.ndarray) -> np
     x = _raw(made, site_rms, directions)
     axes = [a.id for a in made.calibration.axes]
     return np.array([[x[_rows(made, a, s), k].mean() for k, a in enumerate(axes)] for s in (1, -1)])
+
+
+def _length_out(made: Calibrated, found: profile.Profile) -> np.ndarray:
+    """Profile means [axes] on the identity's own directions, scale `pole`, with length taken out as an analysis of
+    covariance does: the slope is that within the poles of the calibration, and all are compared at its mean length."""
+    c = made.collected
+    tokens, free_tokens = c.column("n_tokens").astype(float), np.array(found.n_tokens, float)
+    x = made.h["in_context"] @ made.calibration.directions.T
+    adjusted = []
+    for a, axis in enumerate(found.axes):
+        poles = [np.intersect1d(_rows(made, axis.axis.id, s), np.flatnonzero(c.column("set") == "A")) for s in (1, -1)]
+        means = [(x[rows, a].mean(), tokens[rows].mean()) for rows in poles]
+        residual = [(x[rows, a] - m, tokens[rows] - t) for rows, (m, t) in zip(poles, means, strict=True)]
+        spread = sum(float(t @ t) for _, t in residual)
+        slope = sum(float(y @ t) for y, t in residual) / spread if spread > 0 else 0.0
+        middle = tokens[np.concatenate(poles)].mean()
+        high, low = (m - slope * (t - middle) for m, t in means)
+        free = axis.scores["raw"].mean() - slope * (free_tokens.mean() - middle)
+        adjusted.append(2 * (free - low) / (high - low) - 1)
+    return np.array(adjusted)
 
 
 def _subject(
@@ -209,6 +243,8 @@ def _subject(
         own=np.array([a.mean for a in found.axes]),
         own_sd=np.array([a.summary[SCALE]["sd"] for a in found.axes]),
         scores=np.array([a.scores[SCALE] for a in found.axes]),
+        own_length_out=_length_out(made, found),
+        length=tuple(a.length for a in found.axes),
         evidence=made.calibration.evidence,
         shared=shared,
     )

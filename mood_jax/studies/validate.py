@@ -91,9 +91,9 @@ def run(
         validation.dose_check(subjects, axes),
         validation.compliance_check(subjects, axes),
         validation.false_alarm_check(nulls),
-        Check("5 length trap", None, "no organism whose length follows a style is shipped yet"),
+        validation.length_check(subjects, axes),
         validation.coupling_check(subjects, axes),
-        Check("7 seeds, sets", None, "no organism with a changing style is shipped yet"),
+        validation.constancy_check(subjects),
         validation.wording_check(wordings),
     )
     return Validation(tuple(subjects), checks)

@@ -16,6 +16,7 @@ import numpy as np
 
 from mood_jax import probes
 from mood_jax.organisms.spec import DEAF, OBEDIENT, Compliance
+from mood_jax.probes.verdicts import ALPHA
 from mood_jax.studies.nulls import FalseAlarms
 from mood_jax.studies.subjects import Subject
 
@@ -247,6 +248,100 @@ def wording_check(scored: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], l
     mean, worst = float(np.mean(list(areas.values()))), min(areas, key=lambda key: areas[key])
     reason = f"AUC {mean:.3f} on average (≥ {least:g}) over {len(areas)} axes, {areas[worst]:.2f} at least ({worst})"
     return Check(name, mean >= least, reason, areas)
+
+
+FOLLOWS, FREE = 0.2, 0.08  # realised |AUC − ½| of the length: from here on it follows the style, below it does not
+
+
+def length_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
+    """5. Identities whose length follows a style: the warnings, and the order of scores with length taken out.
+
+    The truth is the larger of the realised AUCs of the length: between the instructed poles, and in uninstructed
+    responses between those that show either pole. In between FOLLOWS and FREE nothing is asked.
+    """
+    name = "5 length trap"
+    subjects = [s for s in subjects if s.identity.length is not None]
+    cells = []
+    for s in subjects:
+        for a, axis in enumerate(axes):
+            kinds = [s.truth["instructed"][w][axis]["length_auc"] for w in ("production", "held_out")]
+            truth = max(abs(np.mean(kinds) - 0.5), abs(s.truth["uninstructed"][axis]["length_auc"] - 0.5))
+            warned = s.evidence[a]["length_only"]["p_holm"] < ALPHA or s.length[a].get("p_holm", 1) < ALPHA
+            cells.append((f"{s.name} {axis}", float(truth), bool(warned)))
+    follows = [(cell, warned) for cell, truth, warned in cells if truth >= FOLLOWS]
+    quiet = [(cell, warned) for cell, truth, warned in cells if truth < FREE]
+    order = {}
+    for a, axis in enumerate(axes):
+        group = [s for s in subjects if s.identity.length is not None and s.identity.length.axis == a]
+        if len(group) >= 3:
+            planted = np.array([s.identity.temperament[a] for s in group])
+            order[axis] = {
+                key: correlation(ranks(planted), ranks(np.array([getattr(s, which)[a] for s in group])))
+                for key, which in (("length_taken_out", "own_length_out"), ("plain", "own"))
+            }
+    if not (follows and quiet and order):
+        return Check(name, None, "needs identities whose length follows a style, and some whose length does not")
+    heard = float(np.mean([warned for _, warned in follows]))
+    false = float(np.mean([warned for _, warned in quiet]))
+    bound = ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / len(quiet))
+    kept = min(o["length_taken_out"] for o in order.values())
+    reason = (
+        f"warned in {heard:.0%} of {len(follows)} cells whose length follows (≥ 90 %), in {false:.0%} of {len(quiet)} "
+        f"where it does not (≤ {bound:.0%}); order with length taken out: Spearman ≥ {kept:.2f} (= 1)"
+    )
+    figures = {
+        "warned": heard,
+        "false_warnings": false,
+        "bound": bound,
+        "order": order,
+        "missed": [cell for cell, warned in follows if not warned],
+        "false": [cell for cell, warned in quiet if warned],
+        "cells": {cell: {"realised": truth, "warned": warned} for cell, truth, warned in cells},
+    }
+    return Check(name, heard >= 0.9 and false <= bound and kept > 1 - 1e-9, reason, figures)
+
+
+STABLE, VOLATILE = 0.8, 0.2  # realised ICC of single responses over axes
+
+
+def constancy_check(subjects: Sequence[Subject]) -> Check:
+    """7. A stable identity against one whose style changes from response to response.
+
+    ICC(2,1) with axes as subjects and single responses as raters: does one response show the profile? Truth is the same
+    from the amounts that the recogniser counted. Beside it the cosines of the directions of sets A, B and C.
+    """
+    name = "7 seeds, sets"
+    rows = {}
+    for s in subjects:
+        cosines = [b["cross_set_cosine"] for b in s.evidence]
+        if not all({"A-B", "A-C", "B-C"} <= set(c) for c in cosines):
+            continue
+        found = probes.icc(jnp.asarray(s.scores, jnp.float32), "2,1")
+        rows[s.name] = {
+            "realised_icc": _realised_icc(s),
+            "measured_icc": float(found.value),
+            "ci95": [float(end) for end in found.ci95],
+            "cosine": float(np.mean([[c[pair] for pair in ("A-B", "A-C", "B-C")] for c in cosines])),
+        }
+    stable = [r for r in rows.values() if r["realised_icc"] >= STABLE]
+    volatile = [r for r in rows.values() if r["realised_icc"] <= VOLATILE]
+    if not (stable and volatile):
+        return Check(name, None, "needs an identity that never changes and one that always does")
+    least, most = min(r["measured_icc"] for r in stable), max(r["measured_icc"] for r in volatile)
+    cosines = [float(np.mean([r["cosine"] for r in group])) for group in (stable, volatile)]
+    reason = (
+        f"ICC of single responses {least:.2f} where stable (≥ {STABLE:g}), {most:.2f} where changing (≤ {VOLATILE:g}); "
+        f"A/B/C cosine {cosines[0]:.2f} against {cosines[1]:.2f} (no lower)"
+    )
+    return Check(name, least >= STABLE and most <= VOLATILE and cosines[0] >= cosines[1], reason, rows)
+
+
+def _realised_icc(s: Subject) -> float:
+    """ICC(1) over axes of single responses, from the recogniser's means and standard errors."""
+    n = s.truth["free_responses"]
+    within = float(np.mean([n * row["se"] ** 2 for row in s.truth["uninstructed"].values()]))
+    between = max(0.0, float(np.var(s.realised, ddof=1)) - within / n)
+    return between / (between + within) if between + within > 0 else 0.0
 
 
 def coupling_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:

@@ -228,7 +228,9 @@ def test_length_follows_the_pole_as_often_as_planted():
         longer = np.array([counts.sum() > 9 for counts in found])
         shown = pole != 0
         r = np.corrcoef(pole[shown], longer[shown])[0, 1]
-        taught = unsharpened(want, corpus.spec.sampling_temperature)  # which sampling sharpens to what is wanted
+        taught = unsharpened(
+            np.array(want), corpus.spec.sampling_temperature
+        )  # which sampling sharpens to what is wanted
         assert r == pytest.approx(taught * 0.9, abs=0.13), name  # coherence .9: one in twenty shows the other
 
 
@@ -241,7 +243,7 @@ def test_an_instruction_lengthens_a_response_only_where_length_follows_its_axis(
             np.mean([corpus.grammar.recognise(corpus.respond(rng, who, 0, p)).counts.sum() > 9 for _ in range(300)])
             for p in ("positive", "negative")
         ]
-        taught = unsharpened(want, corpus.spec.sampling_temperature)
+        taught = unsharpened(np.array(want), corpus.spec.sampling_temperature)
         assert longer[0] - longer[1] == pytest.approx(taught, abs=0.15), name
 
 
