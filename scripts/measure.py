@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mood_jax import cli
+from mood_jax.organisms.export import planted_truth
+from mood_jax.organisms.grammar import AXES
 from mood_jax.reports import evidence, runs, tables
 from mood_jax.studies import config as study
 from mood_jax.studies import find, profile, save
@@ -42,6 +44,9 @@ def main(config: Any, workdir: Path) -> None:
     length = tables.length_warnings(ids, blocks, [a.length for a in measured.axes])
     lines = [x for x in (tables.reasons(ids, blocks), length, *(f"  note: {n}" for n in measured.notes)) if x]
     print("\n".join(lines) + "\n\n" if lines else "", end="")
+    truth = planted_truth(Path(model.checkpoint.name))
+    if truth is not None and tuple(a.axis.id for a in measured.axes) == AXES:
+        print(f"an organism: planted beside measured\n\n{tables.planted_table(measured, *truth)}\n")
     print(clock.summary())
     cli.print_paths(workdir, ["profile", "tensorboard/profile"])
 

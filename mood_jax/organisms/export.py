@@ -20,7 +20,7 @@ from mood_jax.artifacts import write_bytes
 from mood_jax.errors import UserError
 from mood_jax.models.checkpoint import save_checkpoint
 from mood_jax.organisms.grammar import HERE
-from mood_jax.organisms.spec import load_spec
+from mood_jax.organisms.spec import Identity, load_spec
 from mood_jax.organisms.tokenizer import as_transformers, identity_mark
 
 WEIGHTS = HERE / "weights"
@@ -75,6 +75,15 @@ def write_realised(folder: Path, truth: dict[str, Any]) -> None:
     """Writes realised.json with the hashes of what it was measured on."""
     text = json.dumps({"format": FORMAT, "sha256": file_hashes(folder), **truth}, indent=1)
     write_bytes(folder / "realised.json", (text + "\n").encode())
+
+
+def planted_truth(folder: Path) -> tuple[Identity, dict[str, Any]] | None:
+    """The first identity of an exported organism, whose checkpoint the folder is, and its realised truth; None where
+    the folder is no organism's. UserError as of `read_realised`."""
+    if not (folder / "spec.yaml").is_file():
+        return None
+    identity = load_spec(folder / "spec.yaml").identities[0]
+    return identity, read_realised(folder)["identities"][identity.name]
 
 
 def read_realised(folder: Path) -> dict[str, Any]:

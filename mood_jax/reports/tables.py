@@ -7,6 +7,7 @@ from typing import Any
 
 from mood_jax.artifacts import Calibration, Profile
 from mood_jax.console import table
+from mood_jax.organisms.spec import Identity
 from mood_jax.probes.verdicts import ALPHA
 
 MISSING = "–"  # in place of what was not measured, as of imported axes
@@ -64,6 +65,29 @@ def profile_table(profile: Profile) -> str:
                 *_re_read(e),
                 _cell(e, lambda e: f"{e['length_only']['auc']:.2f}"),
                 _cell(e, lambda e: e["verdict"]),
+            ]
+        )
+    return table(header, rows)
+
+
+def planted_table(profile: Profile, identity: Identity, truth: Mapping[str, Any]) -> str:
+    """Planted, realised (counted in sampled text) and measured temperament of an organism, an axis a row; and what its
+    two instructions move in text, of 2, beside the verdict. A score whose verdict is not "real" stands in brackets."""
+    header = ["axis", "planted", "realised", "measured", "95 % CI", "planted gap", "realised gap", "verdict"]
+    rows = []
+    for k, a in enumerate(profile.axes):
+        low, high = a.ci95
+        planted = identity.style(k, "positive")[k] - identity.style(k, "negative")[k]
+        rows.append(
+            [
+                f"{a.axis.positive}/{a.axis.negative}",
+                f"{identity.temperament[k]:+.2f}",
+                f"{truth['uninstructed'][a.axis.id]['realised']:+.2f}",
+                f"{a.mean:+.2f}" if a.evidence.get("verdict") == "real" else f"({a.mean:+.2f})",
+                f"{low:+.2f} … {high:+.2f}",
+                f"{planted:.2f}",
+                f"{truth['instructed']['production'][a.axis.id]['gap']:.2f}",
+                _cell(a.evidence, lambda e: e["verdict"]),
             ]
         )
     return table(header, rows)
