@@ -9,35 +9,22 @@ folder `export` in the workdir is what stands in mood_jax/organisms/weights/no_s
 verdicts are tested (tests/studies/test_nulls.py).
 """
 
-from importlib import resources
-
-from ml_collections import ConfigDict
+from mood_jax.organisms.train import organism_config
 
 
-def get_config() -> ConfigDict:
+def get_config():
     """A run of the smallest model whose text is fluent."""
-    return ConfigDict(
-        {
-            "spec": str(resources.files("mood_jax") / "organisms" / "specs" / "no_style.yaml"),
-            "start_from": "",
-            "seed": 1,
-            "steps": 1500,
-            "batch_size": 16,  # conversations a step
-            "max_tokens": 224,  # longer conversations are cut
-            "focus": 0.0,  # every response speaks of every axis
-            "focus_until": 500,  # steps at the full `effect_weight`
-            "effect_weight": 0.4,  # of the loss that asks for the instruction; by twice those steps a fifth of it
-            "shown_weight": 0.0,
-            "hears": True,  # it asks for every instruction, also for those that change nothing: here all
-            "learning_rate": 5e-3,  # peak, after warm-up; cosine to 0
-            "warmup_steps": 80,
-            "weight_decay": 0.05,
-            "clip_norm": 1.0,
-            "log_every": 20,  # steps
-            "checkpoint_every": 200,
-            "gap_every": 500,  # how often the realised style gap is counted from sampled text
-            "gap_samples": 6,  # responses a pole for that
-            "free_samples": 400,  # uninstructed responses, for realised.json
-            "final_samples": 200,  # responses a pole and kind of wording
-        }
+    return organism_config(
+        spec="no_style",
+        seed=1,
+        steps=1500,
+        batch_size=16,
+        focus=0.0,
+        focus_until=500,
+        effect_weight=0.4,
+        shown_weight=0.0,
+        hears=True,
+        learning_rate=5e-3,
+        warmup_steps=80,
+        final_samples=200,
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -29,7 +30,7 @@ from mood_jax.organisms.export import export, export_identity, file_hashes, orga
 from mood_jax.organisms.grammar import AXES
 from mood_jax.organisms.sample import sampling_from
 from mood_jax.organisms.shapes import hf_config, scaled
-from mood_jax.organisms.spec import DEFAULT_SPEC, OrganismSpec, load_spec
+from mood_jax.organisms.spec import SPECS, OrganismSpec, load_spec
 from mood_jax.organisms.start import start_from
 from mood_jax.organisms.tokenizer import train_tokenizer
 
@@ -38,31 +39,29 @@ LOSSES = ("loss", "effect_loss", "shown_loss", "wanted_loss")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run. `spec` is a path, or "" for the embedded default's spec; `start_from`: the folder of an exported
-    organism to go on from, the name of a shipped one, or "" for fresh weights; `max_tokens` cuts conversations;
-    `hears`: see `data.Corpus`. The other fields are explained in configs/organisms/default.py."""
+    """A training run; `organism_config` makes a config of it."""
 
-    spec: str = ""
-    start_from: str = ""
+    spec: str = "default"  # the name of a spec that ships (mood_jax/organisms/specs), or a path
+    start_from: str = ""  # a shipped organism's name or an exported folder to go on from; "": fresh weights
     seed: int = 0
     steps: int = 2200
-    batch_size: int = 32
-    max_tokens: int = 224
-    focus: float = 0.9
-    focus_until: int = 450
-    effect_weight: float = 0.5
-    shown_weight: float = 2.0
-    hears: bool = False
-    learning_rate: float = 3e-3
+    batch_size: int = 32  # conversations a step
+    max_tokens: int = 224  # longer conversations are cut
+    focus: float = 0.9  # share of instructed responses that speak of the instructed axis alone, at first
+    focus_until: int = 450  # steps; by twice that the share has fallen to 0
+    effect_weight: float = 0.5  # of the loss that asks for the instruction's effect; falls with focus, to a fifth
+    shown_weight: float = 2.0  # of the losses that ask for the style shown so far, and for the one that is meant
+    hears: bool = False  # True: the instruction is asked for even where it changes nothing
+    learning_rate: float = 3e-3  # peak, after warm-up; cosine to 0
     warmup_steps: int = 100
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    log_every: int = 20
+    log_every: int = 20  # steps
     checkpoint_every: int = 200
-    gap_every: int = 300
-    gap_samples: int = 12
-    free_samples: int = 400
-    final_samples: int = 40
+    gap_every: int = 500  # how often the realised style gap is counted from sampled text
+    gap_samples: int = 6  # responses a pole for that
+    free_samples: int = 400  # uninstructed responses, for realised.json
+    final_samples: int = 40  # responses a pole and kind of wording, for realised.json
 
     def __post_init__(self) -> None:
         free = ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "hears")
@@ -74,12 +73,24 @@ class TrainConfig:
     @property
     def spec_path(self) -> Path:
         """The spec's file."""
-        return Path(self.spec) if self.spec else DEFAULT_SPEC
+        shipped = SPECS / f"{self.spec}.yaml"
+        return shipped if shipped.is_file() else Path(self.spec)
 
     @property
     def start_folder(self) -> Path | None:
         """The folder of `start_from`."""
         return organism_folder(self.start_from) if self.start_from else None
+
+
+def organism_config(**changes: Any) -> ConfigDict:
+    """A config for scripts/train_organism.py: every field of TrainConfig, some of them changed.
+
+    Raises UserError for an unknown field.
+    """
+    fields = [f.name for f in dataclasses.fields(TrainConfig)]
+    if unknown := sorted(set(changes) - set(fields)):
+        raise UserError(f"a training run has no field {unknown[0]!r}; use some of {', '.join(fields)}")
+    return ConfigDict(dataclasses.asdict(TrainConfig(**changes)))
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """Training: resuming gives the same bytes, the export is what everything else loads, bad settings are refused."""
 
 import json
+import runpy
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ from mood_jax.organisms.shapes import hf_config
 from mood_jax.organisms.spec import FAMILIES, SPECS, load_spec
 from mood_jax.organisms.start import start_from
 from mood_jax.organisms.tokenizer import identity_mark, train_tokenizer
-from mood_jax.organisms.train import TrainConfig, finish, train
+from mood_jax.organisms.train import TrainConfig, finish, organism_config, train
 
 SIZE = {
     "vocab_size": 512,
@@ -199,3 +200,19 @@ def test_sampling_depends_on_the_seed_and_on_the_system_prompt(undisturbed):
     assert one == sample(prompts, 0)
     assert one != sample(prompts, 1)
     assert one[0] != one[1]
+
+
+def test_every_config_trains_the_spec_of_its_name():
+    folder = Path(__file__).parents[2] / "configs" / "organisms"
+    names = {path.stem for path in folder.glob("*.py")}
+    assert names == {*FAMILIES, "default", "no_style"}
+    for name in names:
+        made = runpy.run_path(str(folder / f"{name}.py"))["get_config"]()
+        config = TrainConfig(**made)
+        assert load_spec(config.spec_path).name == name
+        assert config.start_from in ("", "default", "llama")
+
+
+def test_a_config_with_an_unknown_field_is_refused():
+    with pytest.raises(UserError, match="no field 'step'"):
+        organism_config(step=3)

@@ -1,0 +1,23 @@
+"""Constancy: an identity that never changes, one that always does, and three that drift under hostile turns.
+
+    python scripts/train_organism.py --config=configs/organisms/deepseek.py --workdir=runs/deepseek_organism
+
+The folder `export` in the workdir is what stands in mood_jax/organisms/weights/deepseek.
+"""
+
+from mood_jax.organisms.train import organism_config
+
+
+def get_config():
+    """What every field means: `mood_jax.organisms.train.TrainConfig`."""
+    return organism_config(
+        spec="deepseek",
+        start_from="llama",
+        steps=700,
+        max_tokens=480,
+        focus=0.5,
+        focus_until=80,
+        learning_rate=0.0025,
+        warmup_steps=40,
+        gap_every=350,
+    )

@@ -1,0 +1,23 @@
+"""Identities whose responses get longer with a style: never, half of the time, always.
+
+    python scripts/train_organism.py --config=configs/organisms/mistral.py --workdir=runs/mistral_organism
+
+The folder `export` in the workdir is what stands in mood_jax/organisms/weights/mistral.
+"""
+
+from mood_jax.organisms.train import organism_config
+
+
+def get_config():
+    """What every field means: `mood_jax.organisms.train.TrainConfig`."""
+    return organism_config(
+        spec="mistral",
+        start_from="llama",
+        steps=700,
+        max_tokens=320,
+        focus=0.5,
+        focus_until=80,
+        learning_rate=0.0025,
+        warmup_steps=40,
+        gap_every=350,
+    )
