@@ -59,7 +59,7 @@ def compose(path: Path, what: str = "bank") -> Entry:
         reason = getattr(error, "reason", "not YAML")
         raise UserError(f"{path}:{line}: YAML: {reason}; remove the character") from None
     except RecursionError:
-        raise UserError(f"{path}:1: YAML: nested too deep for a {what}") from None
+        raise UserError(f"{path}:1: YAML: nested too deep for a {what}; keep to its format") from None
     if node is None:
         raise UserError(f"{path}:1: format: the file is empty; begin it with `format: {FORMAT}`")
     return Entry(node, str(path), "")

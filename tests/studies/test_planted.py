@@ -23,7 +23,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def truth() -> dict:
-    return json.loads((embedded_folder() / "realised.json").read_text(encoding="utf-8"))
+    whole = json.loads((embedded_folder() / "realised.json").read_text(encoding="utf-8"))
+    return whole["identities"]["default"]
 
 
 @pytest.fixture(scope="module")
