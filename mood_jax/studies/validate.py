@@ -50,6 +50,10 @@ class Validation:
                         "measured": float(s.measured[a]),
                         "realised_gap": float(s.gap[a]),
                         "shared_gap": float(s.shared.positive[a] - s.shared.negative[a]),
+                        "shared": {
+                            name: [float(getattr(s.shared, name)[a]), float(getattr(s.shared, f"{name}_se")[a])]
+                            for name in ("free", "positive", "negative")
+                        },
                         "said": validation.obedience(s, a),
                         "verdict": s.evidence[a]["verdict"],
                     }

@@ -190,17 +190,34 @@ def test_compliance_fails_when_the_manipulation_check_is_blind():
     assert validation.compliance_check(people, AXES).passed is False
 
 
-def test_an_instruction_towards_the_pole_where_a_temperament_is_tells_nothing():
-    who = identity("i", np.full(N, 0.95))
-    assert validation.obedience(subject(who), 0) == "obeys"
-    dead = identity("i", np.full(N, 0.95), [DEAF] * N)
-    assert validation.obedience(subject(dead), 0) == "dead"
+@pytest.mark.parametrize("amount", [-0.7, -0.4, 0.0, 0.3, 0.7])
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
+@pytest.mark.parametrize("offset", [-1.5, 0.0, 0.8])
+def test_obedience_is_told_whatever_the_temperament_and_the_identitys_own_scale(amount, scale, offset):
+    """States of another identity may lie elsewhere along the reference's direction, and a little wider apart."""
+    said = {
+        "obeys": (OBEDIENT, scale),
+        "dead": (DEAF, scale),
+        "positive only": (Compliance(1, 0), scale if amount < 0.5 else 1),
+        "negative only": (Compliance(0, 1), scale if amount > -0.5 else 1),
+    }
+    for want, (compliance, wide) in said.items():
+        if (want == "positive only" and amount > 0.6) or (want == "negative only" and amount < -0.6):
+            continue  # nearly nothing to move
+        who = subject(identity("i", np.full(N, amount), [compliance] * N))
+        shared = who.shared
+        moved = {p: getattr(shared, p) * wide + offset for p in ("free", "positive", "negative")}
+        assert validation.obedience(dataclasses.replace(who, shared=dataclasses.replace(shared, **moved)), 0) == want
 
 
 def test_a_movement_within_its_error_is_none():
     noisy = subject(identity("i"))
     shared = dataclasses.replace(noisy.shared, positive_se=np.full(N, 0.5))
-    assert validation.obedience(dataclasses.replace(noisy, shared=shared), 0) == "negative only"
+    assert (
+        validation.obedience(dataclasses.replace(noisy, shared=shared), 0) == "obeys"
+    )  # the other one moves it far enough to tell
+    unsure = dataclasses.replace(shared, negative_se=np.full(N, 0.5))
+    assert validation.obedience(dataclasses.replace(noisy, shared=unsure), 0) == "dead"
 
 
 # --- 4 and 8 ---
