@@ -12,6 +12,6 @@ def get_config():
     """What every field means: `mood_jax.organisms.train.TrainConfig`."""
     return organism_config(
         spec="gemma2",
-        steps=2000,
-        focus_until=400,
+        steps=2800,
+        focus_until=450,
     )

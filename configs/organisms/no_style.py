@@ -26,5 +26,5 @@ def get_config():
         hears=True,
         learning_rate=5e-3,
         warmup_steps=80,
-        final_samples=200,
+        final_samples=50,
     )

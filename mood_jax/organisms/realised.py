@@ -5,6 +5,7 @@ All of it is counted by the grammar's recogniser, which shares no code with the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ DRIFT_SCRIPTS = {
     "control": ("neutral",) * 6,
 }
 DRIFT_DIALOGUES = 60  # a script
+UNRULY = 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ Sample = Callable[[Sequence[Prompt], int], list[Sampled]]  # (prompts, seed) →
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is sampled: `free` uninstructed responses, `posed` a pole and kind of wording."""
+    """How much is sampled: `free` uninstructed responses, `posed` a pole and kind of wording; of axes that do not obey
+    both instructions UNRULY times as many, since what has to be small there needs a small error."""
 
     free: int
     posed: int
@@ -71,6 +74,7 @@ class Amounts:
         return {
             "free_responses": self.free,
             "responses_a_pole": self.posed,
+            "times_where_not_obedient": UNRULY,
             "seed": self.seed,
             "temperature": 0.7,
             "top_p": 0.9,
@@ -87,22 +91,25 @@ def _questions(seed: int, stream: int) -> list[str]:
     return list(rng.permutation(bank_questions()))
 
 
-def pole_amounts(corpus: Corpus, sample: Sample, wordings: str, n: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Per axis: mean amount and tokens per pole over n responses each, gap (positive − negative), its standard error,
-    and the AUC of the length alone. `wordings`: a field of `Instructions`. Both poles are asked the same questions."""
+def pole_amounts(
+    corpus: Corpus, sample: Sample, wordings: str, n: int | Sequence[int], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Per axis: mean amount and tokens per pole over n responses each (one n, or one an axis), gap (positive −
+    negative), its standard error, and the AUC of the length alone. `wordings`: a field of `Instructions`. Both poles
+    are asked the same questions."""
     pools = getattr(corpus.instructions, wordings)
     if wordings == "production":
         pools = tuple(tuple((w,) for w in axis) for axis in pools)
     questions = _questions(seed, 3)
-    prompts = [p for axis in pools for pole in axis for p in _instructed(pole, questions, n)]
-    responses = sample(prompts, seed)
+    each = [n] * len(AXES) if isinstance(n, int) else list(n)
+    prompts = [p for axis, m in zip(pools, each, strict=True) for pole in axis for p in _instructed(pole, questions, m)]
+    responses = iter(sample(prompts, seed))
     result = {}
     for a, axis in enumerate(AXES):
         row: dict[str, Any] = {}
         variance, lengths = 0.0, []
-        for p, pole in enumerate(POLES):
-            start = (2 * a + p) * n
-            part = responses[start : start + n]
+        for pole in POLES:
+            part = list(itertools.islice(responses, each[a]))
             amounts = response_amounts(corpus.grammar, part)[:, a]
             row[pole] = _mean(amounts)
             variance += _standard_error(amounts) ** 2
@@ -165,6 +172,7 @@ def measure(corpus: Corpus, k: int, sample: Sample, amounts: Amounts) -> dict[st
     known = sum(int(c.counts.sum()) + c.echoes for c in counts)
     unknown = sum(c.unknown for c in counts)
     lengths = np.array([r.n_tokens for r in free])
+    posed = [amounts.posed * (1 if identity.is_obedient(a) else UNRULY) for a in range(len(AXES))]
     truth: dict[str, Any] = {
         "uninstructed": {
             axis: {
@@ -185,7 +193,7 @@ def measure(corpus: Corpus, k: int, sample: Sample, amounts: Amounts) -> dict[st
         "tokens": round(_mean(lengths), 2),
         "ended_share": round(_mean(np.array([r.ended for r in free])), 4),
         "unknown_sentence_share": round(unknown / max(1, known + unknown), 4),
-        "instructed": {w: pole_amounts(corpus, sample, w, amounts.posed, seed + 2 + i) for i, w in enumerate(WORDINGS)},
+        "instructed": {w: pole_amounts(corpus, sample, w, posed, seed + 2 + i) for i, w in enumerate(WORDINGS)},
     }
     if corpus.spec.dialogues > 0:
         truth["drift"] = drift_amounts(corpus, k, sample, DRIFT_DIALOGUES, seed + 9)
