@@ -274,15 +274,15 @@ def finish(config: TrainConfig, workdir: Path) -> tuple[Path, dict[str, Any]]:
     export(folder, params, hf, tokenizer, config.spec_path)
     corpus = data.shipped_corpus(load_spec(config.spec_path))
     amounts = realised.Amounts(config.free_samples, config.final_samples, config.seed)
-    hashes = file_hashes(folder)
+    made_from = {"sha256": file_hashes(folder), "amounts": amounts.describe()}
     truth: dict[str, Any] = {}
     progress = Progress("realised", len(corpus.spec.identities), "identities")
     for k, identity in enumerate(corpus.spec.identities):
         kept = workdir / "realised" / f"{identity.name}.json"
         said = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-        if said.get("sha256") != hashes:
+        if {key: said.get(key) for key in made_from} != made_from:
             own = export_identity(folder, identity.name, workdir / "identities" / identity.name)
-            said = {"sha256": hashes, "truth": realised.measure(corpus, k, sampling_from(own), amounts)}
+            said = made_from | {"truth": realised.measure(corpus, k, sampling_from(own), amounts)}
             write_bytes(kept, json.dumps(said).encode())
         truth[identity.name] = said["truth"]
         progress.advance(1)
