@@ -2,7 +2,8 @@
 
     python scripts/validate_instrument.py --config=configs/validate.py --workdir=runs/validation
 
-An organism of your own: --config.organisms=runs/mine/export (folders and names of shipped ones, with commas between).
+An organism of your own: --config.subjects=runs/mine/export (folders and names of shipped ones, with commas between; a
+single identity: llama/dose_1). Memory: 3 GB.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +13,7 @@ def get_config() -> ConfigDict:
     """The whole validation."""
     return ConfigDict(
         {
-            "organisms": "llama,qwen2",
-            "identities": 0,  # of each organism; 0: all
+            "subjects": "llama,qwen2,mistral,yi,deepseek,gemma2",
             "samples": 3,  # responses a question of the profile
             "seed": 0,
             "calibration_tokens": 200,

@@ -21,10 +21,9 @@ def main(config: Any, workdir: Path) -> None:
     clock = cli.Clock()
     plan = Plan(config.samples, config.seed, config.calibration_tokens, config.profile_tokens)
     found = validate.run(
-        [name for name in config.organisms.split(",") if name],
+        [name.strip() for name in config.subjects.split(",") if name.strip()],
         plan,
         workdir,
-        identities=config.identities,
         null_seeds=config.null_seeds,
     )
     clock.mark("measure")

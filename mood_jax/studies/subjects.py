@@ -104,6 +104,24 @@ class Plan:
     profile_tokens: int = 200
 
 
+def chosen(names: Sequence[str]) -> dict[str, list[str]]:
+    """Organisms, by the names of shipped ones or folders, and their identities: of `llama` all, of `llama/dose_1` that
+    one. UserError for an unknown one."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        organism, _, identity = name.rpartition("/")
+        whole = not identity or not organism or _is_organism(name)
+        spec = load_spec(organism_folder(name if whole else organism) / "spec.yaml")
+        wanted = [i.name for i in spec.identities] if whole else [spec.identities[spec.index(identity)].name]
+        kept = found.setdefault(name if whole else organism, [])
+        kept += [w for w in wanted if w not in kept]
+    return found
+
+
+def _is_organism(name: str) -> bool:
+    return (Path(name) / "spec.yaml").is_file()
+
+
 def reference_of(spec: OrganismSpec) -> Identity:
     """The first identity that obeys every instruction. UserError where there is none."""
     for identity in spec.identities:

@@ -23,7 +23,7 @@ from mood_jax.studies import validation
 from mood_jax.studies.calibrate import Calibrated
 from mood_jax.studies.collect import ARTICLE_SAMPLER, Protocol
 from mood_jax.studies.nulls import FalseAlarms, false_alarms, verdicts
-from mood_jax.studies.subjects import BATCH, Plan, Subject, measure, reference_of
+from mood_jax.studies.subjects import BATCH, Plan, Subject, chosen, measure, reference_of
 from mood_jax.studies.validation import Check
 
 NULL = "no_style"  # the organism that hears instructions and follows none
@@ -64,14 +64,11 @@ class Validation:
         }
 
 
-def run(
-    organisms: Sequence[str], plan: Plan, workdir: Path, *, identities: int = 0, null_seeds: int = 30
-) -> Validation:
+def run(names: Sequence[str], plan: Plan, workdir: Path, *, null_seeds: int = 30) -> Validation:
     """Measures (resumably under `workdir`) and checks.
 
     Args:
-        organisms: names of shipped ones, or folders of exported ones.
-        identities: how many of each organism, the first ones; 0: all.
+        names: organisms, by the names of shipped ones or their folders, or single identities: `llama/dose_1`.
         null_seeds: draws of each axis for the models without style; 0: none.
 
     Raises UserError: an unknown organism, or one without an identity that obeys.
@@ -79,12 +76,11 @@ def run(
     axes = [a.id for a in bank.axes()]
     subjects: list[Subject] = []
     wordings: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    specs = {name: load_spec(organism_folder(name) / "spec.yaml") for name in organisms}
-    chosen = {name: [i.name for i in spec.identities][: identities or None] for name, spec in specs.items()}
-    progress = Progress("subjects", sum(map(len, chosen.values())), "identities")
-    for name, spec in specs.items():
-        first = reference_of(spec)
-        for subject, made, model in measure(name, chosen[name], plan, workdir):
+    picked = chosen(names)
+    progress = Progress("subjects", sum(map(len, picked.values())), "identities")
+    for name, identities in picked.items():
+        first = reference_of(load_spec(organism_folder(name) / "spec.yaml"))
+        for subject, made, model in measure(name, identities, plan, workdir):
             subjects.append(subject)
             progress.advance(1, subject.name)
             if subject.identity == first:
