@@ -28,6 +28,7 @@ from mood_jax.probes import Scaling
 from mood_jax.readout import PRESETS, Readout, preset
 
 FORMAT = 1
+CALIBRATION_FORMAT = 2  # 2: pole means of the responses read again
 MAPPED: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}  # what `map_tensors` gives
 
 
@@ -305,7 +306,7 @@ class Calibration:
         data = save(contiguous)
         write_bytes(folder / "calibration.safetensors", data)
         record = {
-            "format": FORMAT,
+            "format": CALIBRATION_FORMAT,
             "axes": [asdict(a) for a in self.axes],
             "readout": asdict(self.readout),
             "evidence": list(self.evidence),
@@ -321,9 +322,10 @@ class Calibration:
         if not (folder / "calibration.json").is_file():
             raise UserError(f"{folder} holds no calibration.json; make one with scripts/calibrate.py")
         record = _object(folder / "calibration.json")
-        if record.get("format") != FORMAT:
+        if record.get("format") != CALIBRATION_FORMAT:
             raise UserError(
-                f"{folder / 'calibration.json'} has format {record.get('format')}, not {FORMAT}; calibrate again"
+                f"{folder / 'calibration.json'} has format {record.get('format')}, not {CALIBRATION_FORMAT}; "
+                "calibrate again"
             )
         tensors = read_tensors(folder / "calibration.safetensors")
         digest = hashlib.sha256((folder / "calibration.safetensors").read_bytes()).hexdigest()
@@ -346,7 +348,7 @@ class Calibration:
         return found
 
     def scores(self, x: np.ndarray, scale: probes.Scale = "iqr") -> np.ndarray:
-        """Raw projections [n, axes] on `directions` → float32 scores of the same shape in one of the three scales."""
+        """Raw projections [n, axes] on `directions` → float32 scores of the same shape in one of the four scales."""
         rows = Scaling(*(jnp.asarray(v)[None, :] for v in self.scaling))
         return np.asarray(probes.score(jnp.asarray(x, jnp.float32), rows, scale))
 
@@ -367,9 +369,9 @@ class Calibration:
 class AxisProfile:
     """One axis of a profile.
 
-    `scores[scale]` float [n] for the scales iqr, article and pole (of imported axes, article alone), and `raw` for the
-    projection itself; `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean score
-    differs from 0. `length` has r, ci95 and p_holm: how the scores move with the number of tokens; empty in
+    `scores[scale]` float [n] for the scales iqr, article, pole and re_read (of imported axes, article alone), and `raw`
+    for the projection itself; `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean
+    score differs from 0. `length` has r, ci95 and p_holm: how the scores move with the number of tokens; empty in
     profiles of earlier versions.
     """
 

@@ -342,7 +342,9 @@ def calibration(
         readout=readout,
         directions=found.vectors,
         site_rms=np.ones(len(readout.sites), np.float32),
-        scaling=Scaling(zeros, jnp.asarray(found.iqr, jnp.float32), zeros, zeros, nowhere, nowhere),
+        scaling=Scaling(
+            zeros, jnp.asarray(found.iqr, jnp.float32), zeros, zeros, nowhere, nowhere, zeros, zeros, nowhere
+        ),
         evidence=tuple({} for _ in range(n)),
         identity={
             "model": None if model is None else dict(model),

@@ -45,8 +45,12 @@ def main(config: Any, workdir: Path) -> None:
     lines = [x for x in (tables.reasons(ids, blocks), length, *(f"  note: {n}" for n in measured.notes)) if x]
     print("\n".join(lines) + "\n\n" if lines else "", end="")
     truth = planted_truth(Path(model.checkpoint.name))
-    if truth is not None and tuple(a.axis.id for a in measured.axes) == AXES:
-        print(f"an organism: planted beside measured\n\n{tables.planted_table(measured, *truth)}\n")
+    if (
+        truth is not None
+        and tuple(a.axis.id for a in measured.axes) == AXES
+        and measured.axes[0].summary.get("re_read")
+    ):
+        print(f"an organism: planted beside measured (scale re_read)\n\n{tables.planted_table(measured, *truth)}\n")
     print(clock.summary())
     cli.print_paths(workdir, ["profile", "tensorboard/profile"])
 

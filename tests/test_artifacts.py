@@ -26,12 +26,13 @@ MODEL = {"name": "tiny", "fingerprint": "f" * 32}
 def calibration(rng) -> Calibration:
     values = [rng.standard_normal(2).astype(np.float32) for _ in range(4)]
     flags = [np.array([True, False]), np.array([True, True])]
+    again = [*(rng.standard_normal(2).astype(np.float32) for _ in range(2)), np.array([False, True])]
     return Calibration(
         axes=(AxisNames("warm_cold", "warm", "cold"), AxisNames("formal_casual", "formal", "casual")),
         readout=preset("last4", 9),
         directions=rng.standard_normal((2, 6)).astype(np.float32),
         site_rms=rng.uniform(1, 2, 4).astype(np.float32),
-        scaling=Scaling(*values, *flags),
+        scaling=Scaling(*values, *flags, *again),
         evidence=({"re_read": {"auc": 0.1 + 0.2}, "verdict": "real"}, {"re_read": {"auc": 1 / 3}, "verdict": "dead"}),
         identity={"model": MODEL, "protocol": {"seed": 3, "readout": "last4: … of é"}},
     )
@@ -308,8 +309,8 @@ def test_a_calibration_with_a_part_missing_is_refused(tmp_path, calibration):
         path.write_text(bad)
         with pytest.raises(UserError, match="damaged"):
             Calibration.load(tmp_path)
-    path.write_text(json.dumps(record | {"format": artifacts.FORMAT + 1}))
-    with pytest.raises(UserError, match="has format 2, not 1; calibrate again"):
+    path.write_text(json.dumps(record | {"format": artifacts.CALIBRATION_FORMAT - 1}))
+    with pytest.raises(UserError, match="has format 1, not 2; calibrate again"):
         Calibration.load(tmp_path)
 
 

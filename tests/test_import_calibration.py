@@ -184,7 +184,7 @@ def test_the_published_files(script, tmp_path, name, n_layers, mean):
 
 
 @pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("scale", ["iqr", "pole"])
+@pytest.mark.parametrize("scale", ["iqr", "pole", "re_read"])
 def test_measure_refuses_the_scales_that_the_file_does_not_have(script, folder, tmp_path, scale):
     axes_file(tmp_path / "axes.npz")
     imported(tmp_path / "axes.npz").save(tmp_path / "run" / "calibration")
@@ -198,7 +198,7 @@ def test_analyse_scores_with_article_alone(tmp_path):
     vectors = axes_file(tmp_path / "axes.npz", d=12)
     made = imported(tmp_path / "axes.npz")
     collected = profile_responses(np.random.default_rng(1), questions=30, samples=1)
-    for scale in ("iqr", "pole"):
+    for scale in ("iqr", "pole", "re_read"):
         with pytest.raises(UserError, match="use scale article"):
             study.analyse(made, collected, {}, scale=scale)
     found = study.analyse(made, collected, {}, scale="article")

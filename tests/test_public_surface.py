@@ -123,7 +123,7 @@ def test_calibrate_save_load_profile(model, source, calibration, tmp_path):
     found = profile["loud_quiet"]
     low, high = found.ci95
     assert low <= found.mean <= high
-    assert set(found.scores) == {"raw", "iqr", "article", "pole"}
+    assert set(found.scores) == {"raw", "iqr", "article", "pole", "re_read"}
     assert {len(s) for s in found.scores.values()} == {len(profile.question_ids)}
     assert len(set(profile.question_ids)) in (29, 30)  # a random model may end at once
     assert found.mean == pytest.approx(float(np.mean(found.scores["iqr"])), rel=1e-4, abs=1e-5)

@@ -11,18 +11,20 @@ from tokenizers import Tokenizer
 
 from mood_jax.errors import UserError
 from mood_jax.models.checkpoint import flatten, load_checkpoint, unflatten
-from mood_jax.organisms.tokenizer import BOS
+from mood_jax.organisms.spec import OrganismSpec, load_spec
+from mood_jax.organisms.tokenizer import BOS, identity_mark
 
 MARK = BOS.removesuffix("|>")  # all identities' marks begin so
 VOCABULARY = ("embedding", "unembedding")
 ABSENT_AT_FIRST = "_bias"  # a family's biases begin at 0, as in a model without any
 
 
-def start_from(folder: Path, params: Any, tokenizer: Tokenizer) -> Any:
-    """`params` (float32) with all that the organism in `folder` has for them.
+def start_from(folder: Path, params: Any, tokenizer: Tokenizer, spec: OrganismSpec) -> Any:
+    """`params` (float32) of an organism of `spec` with all that the organism in `folder` has for them.
 
     Matrices and norms are taken by name, rows of the vocabulary by the token's text. Tokens that it does not
-    have, and the marks of all identities, keep their own random rows, so that identities differ from the first step.
+    have, and the marks of all identities, keep their own random rows, so that identities differ from the first step;
+    but where it is an organism of the same name, identities of the same name go on with the marks that they had.
     Biases and an untied head may be missing there.
 
     Raises UserError: another size, or a family whose blocks are built otherwise.
@@ -30,7 +32,10 @@ def start_from(folder: Path, params: Any, tokenizer: Tokenizer) -> Any:
     theirs = flatten(load_checkpoint(str(folder), dtype="float32").params)
     vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     ids = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    rows = np.array([-1 if token.startswith(MARK) else vocabulary.get(token, -1) for token, _ in ids])
+    marks = dict.fromkeys((token for token, _ in ids if token.startswith(MARK)), -1) | _same_marks(
+        folder, spec, vocabulary
+    )
+    rows = np.array([marks.get(token, vocabulary.get(token, -1)) for token, _ in ids])
     own, found = flatten(params), {}
     misfit = f"{folder}: its {{}} is of another size than this spec's; start from another organism"
     for name, value in own.items():
@@ -51,3 +56,13 @@ def start_from(folder: Path, params: Any, tokenizer: Tokenizer) -> Any:
     if surplus := sorted(set(theirs) - set(own) - set(VOCABULARY)):
         raise UserError(f"{folder} has {surplus[0]}, which this spec's family lacks; start from another organism")
     return unflatten(found)
+
+
+def _same_marks(folder: Path, spec: OrganismSpec, vocabulary: dict[str, int]) -> dict[str, int]:
+    """Rows there of the marks that identities of the same organism go on with, by their marks here."""
+    theirs = load_spec(folder / "spec.yaml")
+    if theirs.name != spec.name:
+        return {}
+    place = {identity.name: i for i, identity in enumerate(theirs.identities)}
+    kept = [(i, place[identity.name]) for i, identity in enumerate(spec.identities) if identity.name in place]
+    return {identity_mark(i): vocabulary[identity_mark(j)] for i, j in kept}

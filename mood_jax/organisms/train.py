@@ -208,7 +208,7 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
     optimizer = make_optimizer(config)
     model = scaled(init_params(families.decoder_config(hf), jax.random.key(config.seed)), hf)
     if config.start_folder is not None:
-        model = start_from(config.start_folder, model, tokenizer)
+        model = start_from(config.start_folder, model, tokenizer, spec)
     params = {"model": model} | {
         name: jnp.zeros((n, hf.hidden_size))
         for name, n in (("effect", 1 + 2 * len(AXES)), ("shown", len(AXES)), ("wanted", len(AXES)))

@@ -8,7 +8,7 @@ resamples are vmapped over it.
     logistic.py     regularised logistic regression by Newton's method in the span of the samples
     whitened.py     the mean difference through the inverse of the shrunk covariance within the poles
     estimators.py   the three estimators of a direction by name
-    scores.py       projections and the scalings `iqr`, `article`, `pole`; clip rate
+    scores.py       projections and the scalings `iqr`, `article`, `pole`, `re_read`; clip rate
     separation.py   AUC, d′, accuracies
     folds.py        question-grouped folds, and projections made comparable across them
     spans.py        what the Gram matrix of the samples is enough for: refits in n × n work

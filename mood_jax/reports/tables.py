@@ -72,18 +72,20 @@ def profile_table(profile: Profile) -> str:
 
 def planted_table(profile: Profile, identity: Identity, truth: Mapping[str, Any]) -> str:
     """Planted, realised (counted in sampled text) and measured temperament of an organism, an axis a row; and what its
-    two instructions move in text, of 2, beside the verdict. A score whose verdict is not "real" stands in brackets."""
+    two instructions move in text, of 2, beside the verdict.
+    Measured in the scale `re_read`; a score whose verdict is not "real" stands in brackets."""
     header = ["axis", "planted", "realised", "measured", "95 % CI", "planted gap", "realised gap", "verdict"]
+    scale = "re_read"  # the one in which an amount can be compared with that of a text
     rows = []
     for k, a in enumerate(profile.axes):
-        low, high = a.ci95
+        mean, (low, high) = a.summary[scale]["mean"], a.summary[scale]["ci95"]
         planted = identity.style(k, "positive")[k] - identity.style(k, "negative")[k]
         rows.append(
             [
                 f"{a.axis.positive}/{a.axis.negative}",
                 f"{identity.temperament[k]:+.2f}",
                 f"{truth['uninstructed'][a.axis.id]['realised']:+.2f}",
-                f"{a.mean:+.2f}" if a.evidence.get("verdict") == "real" else f"({a.mean:+.2f})",
+                f"{mean:+.2f}" if a.evidence.get("verdict") == "real" else f"({mean:+.2f})",
                 f"{low:+.2f} … {high:+.2f}",
                 f"{planted:.2f}",
                 f"{truth['instructed']['production'][a.axis.id]['gap']:.2f}",

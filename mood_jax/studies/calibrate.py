@@ -270,7 +270,11 @@ def analyse(
     directions = [fit(h["in_context"][r], s, question[r]) for r, s in zip(rows, signs, strict=True)]
     vectors = np.stack([np.asarray(d.vector) for d in directions])
     scalings = [
-        probes.calibrate_scaling(probes.project(jnp.asarray(h["in_context"][r]), d.vector), jnp.asarray(s))
+        probes.calibrate_scaling(
+            probes.project(jnp.asarray(h["in_context"][r]), d.vector),
+            jnp.asarray(s),
+            probes.project(jnp.asarray(h["re_read"][r]), d.vector),
+        )
         for r, d, s in zip(rows, directions, signs, strict=True)
     ]
     scaling = probes.Scaling(*(jnp.stack(column) for column in zip(*scalings, strict=True)))

@@ -47,7 +47,7 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.calibration_tokens = 200  # budget of a calibration response
     config.profile_tokens = 384  # budget of a profile response
     config.batch_size = 64  # rows decoded at once
-    config.scale = "iqr"  # scaling of the printed score: iqr, article or pole (profile.json has all three)
+    config.scale = "iqr"  # scaling of the printed score: iqr, article, pole or re_read (profile.json has all)
     config.state_dtype = "bfloat16"  # what ablate keeps its states in: bfloat16 or float32
     config.estimators = ESTIMATORS  # that ablate compares
     config.condition = "re_read"  # states that ablate compares readouts on: re_read or in_context

@@ -20,7 +20,7 @@ from mood_jax.probes.comparisons import sign_flip_p
 from mood_jax.studies.calibrate import identity
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 
-SCALES: tuple[probes.Scale, ...] = ("iqr", "article", "pole")
+SCALES: tuple[probes.Scale, ...] = ("iqr", "article", "pole", "re_read")
 BOOTSTRAP = 10_000
 
 
@@ -110,8 +110,8 @@ def profile(
 
     Args:
         source: the bank whose profile questions are asked (default: the shipped one).
-        scale: which scaling `AxisProfile.mean` and `.ci95` show: "iqr", "article" or "pole"; all are kept. An imported
-            calibration has "article" alone.
+        scale: which scaling `AxisProfile.mean` and `.ci95` show: "iqr", "article", "pole" or "re_read"; all are kept.
+            An imported calibration has "article" alone.
 
     Raises UserError: a calibration of another checkpoint, and what `generate` raises.
     """

@@ -1,5 +1,6 @@
 """Training: resuming gives the same bytes, the export is what everything else loads, bad settings are refused."""
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -152,19 +153,27 @@ def test_a_run_may_start_from_another_organism(undisturbed, tmp_path):
     tokenizer = train_tokenizer(data.shipped_corpus(spec).texts(0, 3000), SIZE["vocab_size"], 3)
     fresh = init_params(decoder_config(hf_config(spec, tokenizer)), jax.random.key(0))
     with pytest.raises(UserError, match="has block_0/attention/k_bias, which this spec's family lacks"):
-        start_from(folder / "export", fresh, tokenizer)
+        start_from(folder / "export", fresh, tokenizer, spec)
 
     made = tiny(tmp_path, "qwen2", 3, start_from=str(folder / "export"))
-    other = train_tokenizer(data.shipped_corpus(load_spec(made.spec_path)).texts(0, 3000), SIZE["vocab_size"], 3)
+    same = load_spec(made.spec_path)
+    spec = dataclasses.replace(same, name="another")
+    other = train_tokenizer(data.shipped_corpus(spec).texts(0, 3000), SIZE["vocab_size"], 3)
     theirs = Tokenizer.from_file(str(folder / "export" / "tokenizer.json"))
-    fresh = init_params(decoder_config(hf_config(load_spec(made.spec_path), other)), jax.random.key(0))
-    begun = start_from(folder / "export", fresh, other)
+    fresh = init_params(decoder_config(hf_config(spec, other)), jax.random.key(0))
+    begun = start_from(folder / "export", fresh, other, spec)
     stored = load_model(str(folder / "export"), dtype="float32").params
     assert np.array_equal(begun["block_0"]["attention"]["q"], stored["block_0"]["attention"]["q"])
     mine, own = begun["embedding"][other.token_to_id(".")], stored["embedding"][theirs.token_to_id(".")]
     assert np.array_equal(mine, own)
     marks = [other.token_to_id(identity_mark(i)) for i in range(3)]
     assert np.array_equal(begun["embedding"][np.array(marks)], fresh["embedding"][np.array(marks)])
+
+    # its own earlier run: the two identities that it had go on with their marks, the third is new
+    again = start_from(folder / "export", fresh, other, same)["embedding"]
+    had = [theirs.token_to_id(identity_mark(i)) for i in range(2)]
+    assert np.array_equal(again[np.array(marks[:2])], stored["embedding"][np.array(had)])
+    assert np.array_equal(again[marks[2]], fresh["embedding"][marks[2]])
     train(made, tmp_path / "run", stop_after=1)
 
 

@@ -44,6 +44,14 @@ def test_scalings_equal_their_formulas(rng, offset):
     np.testing.assert_allclose(score(jnp.float32(m_neg), scaling, "pole"), -1, atol=1e-3)
     assert bool(scaling.ok)
     assert bool(scaling.pole_ok)
+    assert not bool(scaling.re_read_ok)
+    np.testing.assert_array_equal(score(array, scaling, "re_read"), np.zeros((4, 9)))
+    again = x / 2 + rng.normal(size=61)
+    scaling = calibrate_scaling(*(jnp.asarray(v, jnp.float32) for v in (x, sign, again)))
+    m_pos, m_neg = again[sign > 0].mean(), again[sign < 0].mean()
+    np.testing.assert_allclose(
+        score(array, scaling, "re_read"), 2 * (new - m_neg) / (m_pos - m_neg) - 1, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_article_has_a_floor_and_no_centre():
@@ -58,7 +66,9 @@ def test_constant_projections_are_flagged_and_score_zero(value):
     scaling = calibrate(x, jnp.array([1, -1] * 4))
     assert not bool(scaling.ok)
     assert not bool(scaling.pole_ok)
-    for scale in ("iqr", "pole"):
+    scaling = calibrate_scaling(x, jnp.array([1, -1] * 4), x)
+    assert not bool(scaling.re_read_ok)
+    for scale in ("iqr", "pole", "re_read"):
         np.testing.assert_array_equal(score(x, scaling, scale), np.zeros(8))
     np.testing.assert_allclose(score(x, scaling, "article"), np.full(8, value / 0.1), rtol=1e-5)
 

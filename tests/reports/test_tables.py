@@ -29,12 +29,12 @@ def test_planted_realised_and_measured_of_the_shipped_organism_stand_side_by_sid
     found = planted_truth(SHIPPED)
     assert found is not None
     identity, truth = found
-    summary = {"pole": {"mean": 0.31, "sd": 0.5, "ci95": [0.2, 0.4], "clip_rate": 0.0}}
+    summary = {"re_read": {"mean": 0.31, "sd": 0.5, "ci95": [0.2, 0.4], "clip_rate": 0.0}}
     axes = []
     for axis in AXES:
         names = AxisNames(axis, *axis.split("_"))
         verdict = "dead" if axis == "proactive_reluctant" else "real"
-        axes.append(AxisProfile(names, "pole", {}, summary, 0.1, 0.1, {"verdict": verdict}))
+        axes.append(AxisProfile(names, "re_read", {}, summary, 0.1, 0.1, {"verdict": verdict}))
     profile = Profile(tuple(axes), ("q",), (3,), 0.0, (), {})
     lines = [" ".join(line.split()) for line in planted_table(profile, identity, truth).splitlines()]
     rows = dict(line.split(" ", 1) for line in lines[2:])

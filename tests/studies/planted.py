@@ -87,6 +87,8 @@ def made_calibration(rng: np.random.Generator, d: int = D, identity: dict | None
         scaling=Scaling(
             *(jnp.asarray(v, jnp.float32) for v in ([0.3, -0.2], [0.8, 0.05], [1.5, 0.4], [-0.5, -0.9])),
             *(jnp.asarray([True, True]) for _ in range(2)),
+            *(jnp.asarray(v, jnp.float32) for v in ([0.9, 0.35], [-0.4, -0.6])),
+            jnp.asarray([True, True]),
         ),
         evidence=({"verdict": "real"}, {"verdict": "dead"}),
         identity=identity or {},

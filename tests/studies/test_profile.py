@@ -26,7 +26,7 @@ from mood_jax.studies.collect import Collected, Protocol
 from tests.studies.planted import READOUT, made_calibration, profile_responses
 from tests.studies.tiny import checkpoint
 
-SCALES = ("iqr", "article", "pole")
+SCALES = ("iqr", "article", "pole", "re_read")
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,13 @@ def plain_scores(calibration: Calibration, collected: Collected, k: int) -> dict
             x.append(float(np.dot(h.astype(np.float64), calibration.directions[k])))
     x = np.array(x)
     median, iqr, pos, neg = (float(v[k]) for v in calibration.scaling[:4])
+    shown_pos, shown_neg = float(calibration.scaling.re_read_pos[k]), float(calibration.scaling.re_read_neg[k])
     return {
         "raw": x,
         "iqr": (x - median) / iqr,
         "article": x / max(iqr, 0.1),
         "pole": 2 * (x - neg) / (pos - neg) - 1,
+        "re_read": 2 * (x - shown_neg) / (shown_pos - shown_neg) - 1,
     }
 
 
