@@ -5,7 +5,7 @@
 
 Memory: under 2 GB. Time: about a minute for both on two cores, most of it compiling.
 
-The score is printed in the scale `pole` here: this model obeys its instructions so well that the responses fall into
+The score is printed in the scale `re_read` here: this model obeys its instructions so well that the responses fall into
 two far clumps, and the median of the pooled projections, the zero of the scale `iqr`, may lie anywhere between them.
 """
 
@@ -14,5 +14,5 @@ from mood_jax.studies.config import EMBEDDED, study_config
 
 def get_config():
     return study_config(
-        EMBEDDED, dtype="float32", calibration_tokens=96, profile_tokens=96, batch_size=70, scale="pole"
+        EMBEDDED, dtype="float32", calibration_tokens=96, profile_tokens=96, batch_size=70, scale="re_read"
     )

@@ -13,10 +13,10 @@ def get_config():
     return organism_config(
         spec="yi",
         start_from="llama",
-        steps=600,
+        steps=1000,
         focus=0.5,
         focus_until=80,
         learning_rate=0.0025,
         warmup_steps=40,
-        gap_every=300,
+        gap_every=1000,
     )

@@ -249,7 +249,8 @@ class Batch(NamedTuple):
     """tokens int32 [B, T+1]; weights float32 [B, T], above 0 where the target is of a response; effects int32 [B]:
     what the instruction changes (or asks for: `Corpus.hears`), 0 for nothing, 1 + 2·axis for a positive and 2 + 2·axis
     for a negative pole; shown float32 [B, T, axes]: the style amounts of the sentences which this response has finished
-    with this token; wanted float32 [B, T, axes]: the amounts which this response is meant to have."""
+    with this token; wanted float32 [B, T, axes]: the amounts which this response is meant to have, of identities whose
+    axes are coupled given the poles that it has shown so far."""
 
     tokens: np.ndarray
     weights: np.ndarray
@@ -322,12 +323,43 @@ class Batches:
             weights[start - 1 : min(at, len(ids)) - 1] = 1
             wanted[start - 1 : at - 1] = who.style(c.axis, c.pole, c.tension[k])
             ends, amounts = self.corpus.grammar.amounts_so_far(c.turns[k][1])
+            if who.correlation is not None:
+                given = self._given(c.identity, who.style(c.axis, c.pole, c.tension[k]), amounts)
+                after = given[np.searchsorted(ends, [end for _, end in answer.offsets], side="right")]
+                wanted[start - 1 : at - 1] = np.concatenate([given[:1], after[:-1]])[: max(0, length - start + 1)]
             done = np.searchsorted(ends, [end for _, end in answer.offsets], side="right")
             after = amounts[done][: max(0, length - start)]
             shown[start : start + len(after)] = after
         decides = self._ends[tokens[:length]] & (weights > 0)
         decides[1:] |= decides[:-1] & (weights[1:] > 0)
         weights[decides] = STYLE_WEIGHT
+
+    def _given(self, identity: int, style: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+        """Expected poles [n, axes] of one response given the signs of the amounts [n, axes] that it has shown."""
+        found = np.empty_like(amounts)
+        for row, shown in enumerate(np.sign(amounts).astype(int)):
+            found[row] = self._expected(identity, tuple(style), tuple(shown))
+        return found
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one object a run
+    def _expected(self, identity: int, style: tuple[float, ...], shown: tuple[int, ...]) -> tuple[float, ...]:
+        signs = self._drawn_poles(identity, style)
+        fits = ((signs == shown) | (np.array(shown) == 0)).all(axis=1)
+        # a pattern that is next to impossible tells nothing
+        return tuple((signs[fits] if fits.sum() > 20 else signs).mean(axis=0))
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - one object a run
+    def _drawn_poles(self, identity: int, style: tuple[float, ...]) -> np.ndarray:
+        """Many responses' poles, ±1 [draws, axes]."""
+        who = self.corpus.spec.identities[identity]
+        rng = np.random.default_rng((self.seed, 7, identity))
+        latent = latent_correlation(np.array(who.correlation))
+        normal = rng.multivariate_normal(np.zeros(len(style)), latent, size=20000, method="eigh")
+        share = (1 + np.array(style)) / 2
+        below = np.sort(normal, axis=0)  # the share of draws above the threshold is that of the positive pole
+        at = np.clip(((1 - share) * len(normal)).astype(int), 0, len(normal) - 1)
+        threshold = np.where(share >= 1, -np.inf, np.where(share <= 0, np.inf, below[at, np.arange(len(style))]))
+        return np.where(normal >= threshold, 1.0, -1.0)
 
     def early(self, step: int) -> float:
         """1 until the step `focus_until`, then falling to 0 at twice that."""

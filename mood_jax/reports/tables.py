@@ -49,7 +49,7 @@ def profile_table(profile: Profile) -> str:
     `score` is in the scale that the profile was asked for; the column beside it has the other one, named.
     """
     scale = profile.axes[0].scale
-    other = "iqr" if scale == "pole" else "pole"
+    other = "pole" if scale in ("iqr", "article") else "iqr"
     header = ["axis", "score", "95 % CI", f"({other})", "p Holm", "AUC re-read", "95 % CI", "length AUC", "verdict"]
     rows = []
     for a in profile.axes:

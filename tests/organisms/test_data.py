@@ -303,3 +303,27 @@ def test_unknown_slot_is_refused(tmp_path):
     path.write_text(yaml.safe_dump({"frames": ["What is a {thing}?"], "slots": {"noun": "lamp sofa"}}))
     with pytest.raises(UserError, match="unknown slot"):
         texts.load_topics(path)
+
+
+def test_what_a_coupled_identity_is_meant_to_show_follows_what_it_has_shown():
+    spec = load_spec(SPECS / "yi.yaml")
+    corpus = data.shipped_corpus(spec)
+    batches = data.Batches(corpus, MANY, 0, 4, 160)
+    warm, empathetic, formal = (AXES.index(a) for a in ("warm_cold", "empathetic_analytical", "formal_casual"))
+    shown = np.zeros((3, 7))
+    shown[1, warm], shown[2, warm] = 1, -0.5
+    for name, r in (("pair_50", 0.5), ("pair_90", 0.9)):
+        k = spec.index(name)
+        style = spec.identities[k].style()
+        given = batches._given(k, style, shown)
+        assert given[0] == pytest.approx(style, abs=0.03)
+        assert given[1:, warm] == pytest.approx([1, -1])
+        # binary variables of mean 0 that correlate by r: E[y | x = ±1] = ±r
+        assert given[1:, empathetic] == pytest.approx([r, -r], abs=0.04)
+        assert given[1:, formal] == pytest.approx(style[formal], abs=0.04)
+    style = spec.identities[k].style(warm, "negative")  # an instruction leaves its axis no choice, and no news
+    told = batches._given(k, style, np.array([[0.0] * 7, np.where(np.arange(7) == warm, -1.0, 0.0)]))
+    assert told[:, empathetic] == pytest.approx(0, abs=0.04)
+    batch = batches(0)
+    assert np.isfinite(batch.wanted).all()
+    assert np.abs(batch.wanted).max() <= 1
