@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import kstest
 
 from mood_jax.errors import UserError
-from mood_jax.probes import evidence, heldout, length_only_auc, length_residualised
+from mood_jax.probes import evidence, heldout, length_only_auc, length_residualised, pole_swap_test
 from mood_jax.probes.evidence import judge
 from mood_jax.probes.resampling import holm
 
@@ -153,6 +153,11 @@ def test_hard_cases_in_one_ragged_call():
     ):
         for number in ("auc", "dprime", "accuracy", "auc_within_folds"):
             assert block[key][number] == pytest.approx(float(alone[number]), abs=3e-3)
+    count = pole_swap_test(tokens[:, None].astype(float), sign, question, n_perm=1000)
+    assert block["length_only"]["p"] == pytest.approx(count["p"], abs=0.01)
+    adjusted = np.asarray(holm(np.array([b["length_only"]["p"] for b in blocks.values()])))
+    assert [b["length_only"]["p_holm"] for b in blocks.values()] == pytest.approx(adjusted.tolist())
+    assert blocks["length trap"]["length_only"]["p_holm"] < 0.05
 
 
 def test_lengths_that_disagree_are_a_clear_error():
