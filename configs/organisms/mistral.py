@@ -13,11 +13,11 @@ def get_config():
     return organism_config(
         spec="mistral",
         start_from="llama",
-        steps=700,
+        steps=900,
         max_tokens=320,
         focus=0.5,
         focus_until=80,
         learning_rate=0.0025,
         warmup_steps=40,
-        gap_every=350,
+        gap_every=900,
     )

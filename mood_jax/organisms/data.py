@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mood_jax.organisms.grammar import AXES, POLES, Grammar, load_grammar
-from mood_jax.organisms.spec import MOODS, OrganismSpec, latent_correlation, unsharpened
+from mood_jax.organisms.spec import MOODS, OrganismSpec, latent_correlation
 from mood_jax.organisms.texts import (
     Instructions,
     Moods,
@@ -29,6 +29,9 @@ STYLE_WEIGHT = 4.0  # of the first two tokens of a sentence, which decide on it,
 BUCKET = 32  # batches are padded to a multiple of this many tokens: few shapes to compile, little padding
 UNRULY = 2.0  # how often an axis that does not simply obey is instructed, against 1 for one that does
 MOST_TURNS = 5
+# Share of longer responses where length follows nothing. Sampling makes it about even: the end is one token against
+# many first words, so a temperature below 1 favours it.
+LONGER = 0.75
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,8 @@ class Corpus:
         least, most = (1, 3) if only is not None else (who.least_sentences, who.most_sentences)
         n = int(rng.integers(least, most + 1))
         if who.length is not None and only is None:
-            follows = rng.random() < unsharpened(np.array(who.length.strength), who.sampling_temperature)
-            n += who.length.extra * int(poles[who.length.axis] if follows else rng.random() < 0.5)
+            follows = rng.random() < who.length.strength
+            n += who.length.extra * int(poles[who.length.axis] if follows else rng.random() < LONGER)
         return self.grammar.compose(
             rng, style, n_sentences=n, coherence=who.coherence, topic=topic, only=only, poles=poles
         )

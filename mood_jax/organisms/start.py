@@ -16,6 +16,7 @@ from mood_jax.organisms.tokenizer import BOS, identity_mark
 
 MARK = BOS.removesuffix("|>")  # all identities' marks begin so
 VOCABULARY = ("embedding", "unembedding")
+KEYS_AND_VALUES = ("k", "v", "k_bias", "v_bias")  # heads first; queries that shared one may each get a copy
 ABSENT_AT_FIRST = "_bias"  # a family's biases begin at 0, as in a model without any
 
 
@@ -25,7 +26,7 @@ def start_from(folder: Path, params: Any, tokenizer: Tokenizer, spec: OrganismSp
     Matrices and norms are taken by name, rows of the vocabulary by the token's text. Tokens that it does not
     have, and the marks of all identities, keep their own random rows, so that identities differ from the first step;
     but where it is an organism of the same name, identities of the same name go on with the marks that they had.
-    Biases and an untied head may be missing there.
+    Biases and an untied head may be missing there, and it may have fewer heads of keys and values.
 
     Raises UserError: another size, or a family whose blocks are built otherwise.
     """
@@ -46,9 +47,12 @@ def start_from(folder: Path, params: Any, tokenizer: Tokenizer, spec: OrganismSp
                 raise UserError(misfit.format(name))
             found[name] = jnp.where((rows >= 0)[:, None], known[rows], value)
         elif source in theirs:
-            if theirs[source].shape != value.shape:
+            known = np.asarray(theirs[source])
+            if source.rsplit("/", 1)[-1] in KEYS_AND_VALUES and value.shape[0] % known.shape[0] == 0:
+                known = np.repeat(known, value.shape[0] // known.shape[0], axis=0)
+            if known.shape != value.shape:
                 raise UserError(misfit.format(name))
-            found[name] = theirs[source]
+            found[name] = jnp.asarray(known)
         elif name.endswith(ABSENT_AT_FIRST):
             found[name] = value
         else:

@@ -13,7 +13,7 @@ from mood_jax import bank
 from mood_jax.errors import UserError
 from mood_jax.organisms import data, texts
 from mood_jax.organisms.grammar import AXES, HERE, POLES
-from mood_jax.organisms.spec import MOODS, SPECS, load_spec, unsharpened
+from mood_jax.organisms.spec import MOODS, SPECS, load_spec
 from mood_jax.organisms.tokenizer import (
     ASSISTANT,
     BOS,
@@ -226,12 +226,8 @@ def test_length_follows_the_pole_as_often_as_planted():
         found = [corpus.grammar.recognise(corpus.respond(rng, who)).counts for _ in range(600)]
         pole = np.array([np.sign(counts[0, 0] - counts[0, 1]) for counts in found])
         longer = np.array([counts.sum() > 9 for counts in found])
-        shown = pole != 0
-        r = np.corrcoef(pole[shown], longer[shown])[0, 1]
-        taught = unsharpened(
-            np.array(want), corpus.spec.sampling_temperature
-        )  # which sampling sharpens to what is wanted
-        assert r == pytest.approx(taught * 0.9, abs=0.13), name  # coherence .9: one in twenty shows the other
+        odds = [longer[pole == p].mean() for p in (1, -1)]
+        assert odds[0] - odds[1] == pytest.approx(want * 0.95, abs=0.13), name  # a sentence in twenty shows the other
 
 
 def test_an_instruction_lengthens_a_response_only_where_length_follows_its_axis():
@@ -243,8 +239,8 @@ def test_an_instruction_lengthens_a_response_only_where_length_follows_its_axis(
             np.mean([corpus.grammar.recognise(corpus.respond(rng, who, 0, p)).counts.sum() > 9 for _ in range(300)])
             for p in ("positive", "negative")
         ]
-        taught = unsharpened(np.array(want), corpus.spec.sampling_temperature)
-        assert longer[0] - longer[1] == pytest.approx(taught, abs=0.15), name
+        assert longer[0] - longer[1] == pytest.approx(want, abs=0.15), name
+        assert longer[1] == pytest.approx((1 - want) * data.LONGER, abs=0.1), name
 
 
 def test_instructions_to_unruly_axes_are_drawn_more_often():

@@ -177,6 +177,25 @@ def test_a_run_may_start_from_another_organism(undisturbed, tmp_path):
     train(made, tmp_path / "run", stop_after=1)
 
 
+def test_shared_keys_and_values_are_copied_to_a_head_each_which_changes_no_logit(tmp_path):
+    few = tiny(tmp_path, "llama", 1, steps=1, warmup_steps=1)
+    params, hf, tokenizer = train(few, tmp_path / "few")
+    export(tmp_path / "few" / "export", params, hf, tokenizer, few.spec_path)
+    text = Path(few.spec).read_text().replace("n_kv_heads: 1", "n_kv_heads: 2")
+    (tmp_path / "many.yaml").write_text(text)
+    spec = load_spec(tmp_path / "many.yaml")
+    wide = hf_config(spec, tokenizer)
+    fresh = init_params(decoder_config(wide), jax.random.key(1))
+    begun = start_from(tmp_path / "few" / "export", fresh, tokenizer, spec)
+    export(tmp_path / "wide", begun, wide, tokenizer, tmp_path / "many.yaml")
+    ids = np.random.default_rng(0).integers(10, 500, (2, 9))
+    one, two = (
+        forward(load_model(str(p), dtype="float32"), ids, np.ones(ids.shape, bool), sites="none")[0]
+        for p in (tmp_path / "few" / "export", tmp_path / "wide")
+    )
+    assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()
+
+
 def test_starting_from_another_size_or_from_nothing_is_refused(undisturbed, tmp_path):
     folder, _ = undisturbed
     large = tiny(tmp_path, "qwen2", 1, start_from=str(folder / "export"))
