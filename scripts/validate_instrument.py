@@ -19,7 +19,7 @@ from mood_jax.studies.subjects import Plan
 def main(config: Any, workdir: Path) -> None:
     """Measures the organisms' identities, prints planted beside measured and the checks; fails when a check does."""
     clock = cli.Clock()
-    plan = Plan(config.samples, config.seed, config.calibration_tokens, config.profile_tokens)
+    plan = Plan(config.samples, config.pole_samples, config.seed, config.calibration_tokens, config.profile_tokens)
     found = validate.run(
         [name.strip() for name in config.subjects.split(",") if name.strip()],
         plan,

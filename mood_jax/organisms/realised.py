@@ -203,25 +203,26 @@ def measure(corpus: Corpus, k: int, sample: Sample, amounts: Amounts) -> dict[st
 def shortcomings(truth: dict[str, Any], identity: Identity) -> list[str]:
     """Why an identity may not be shipped, from its part of the truth; empty when it realises its spec.
 
-    The bank's instructions must move an obedient axis by more than OBEYED_GAP of 2, a dead one by less than DEAD_GAP,
-    and an axis towards a pole that is not obeyed by less than FORBIDDEN; a temperament of at least SURE_SIGN must come
-    out with its sign, and that of an obedient axis between the instructed poles.
+    The bank's instructions must move an obedient axis by more than OBEYED_GAP of 2; all wordings together a dead one by
+    less than DEAD_GAP, and an axis towards a pole that is not obeyed by less than FORBIDDEN; a temperament of at least
+    SURE_SIGN must come out with its sign, and that of an obedient axis between the instructed poles.
     """
     found = []
     for a, axis in enumerate(AXES):
         row = truth["instructed"]["production"][axis]
         free = truth["uninstructed"][axis]["realised"]
+        both = {key: float(np.mean([truth["instructed"][w][axis][key] for w in WORDINGS])) for key in ("gap", *POLES)}
         if identity.is_obedient(a):
             if not row["gap"] > OBEYED_GAP:
                 found.append(f"{axis}: planted to obey, but its gap is {row['gap']:.2f} (wanted > {OBEYED_GAP})")
             if not row["negative"] - FORBIDDEN < free < row["positive"] + FORBIDDEN:
                 found.append(f"{axis}: the uninstructed amount {free:.2f} is not between the instructed poles")
         if identity.is_dead(a):
-            if not abs(row["gap"]) < DEAD_GAP:
-                found.append(f"{axis}: planted dead, but its gap is {row['gap']:.2f} (wanted < {DEAD_GAP})")
+            if not abs(both["gap"]) < DEAD_GAP:
+                found.append(f"{axis}: planted dead, but its gap is {both['gap']:.2f} (wanted < {DEAD_GAP})")
         else:
             for pole in POLES:
-                moved = abs(row[pole] - free)
+                moved = abs(both[pole] - free)
                 if getattr(identity.compliance[a], pole) == 0 and not moved < FORBIDDEN:
                     found.append(f"{axis}: planted deaf to {pole}, but that moves it by {moved:.2f} (< {FORBIDDEN})")
         planted = identity.temperament[a]

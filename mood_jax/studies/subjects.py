@@ -1,9 +1,8 @@
 """Organisms as subjects of the instrument: each identity is calibrated and profiled like any model.
 
-Beside its own calibration an identity is read with the *reference*: the directions and pole means of an identity of the
-same organism that obeys every instruction. They share the weights, so a state means the same in both, and the scale
-−1 … +1 is that of full obedience, also on an axis which this identity ignores. All shared scores are of responses read
-without any instruction in front of them.
+Beside its own calibration an identity has *borrowed* poles (`borrowed.py`): it reads the texts of the reference, an
+identity of the same organism that obeys every instruction. On that scale, the same for all its responses, stand its
+uninstructed ones and those to both instructions, all read without any instruction in front of them.
 """
 
 from __future__ import annotations
@@ -16,39 +15,27 @@ from typing import Any
 import numpy as np
 
 from mood_jax import bank
-from mood_jax import readout as readouts
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model, load_model
 from mood_jax.organisms.export import export_identity, organism_folder, read_realised
 from mood_jax.organisms.spec import Identity, OrganismSpec, load_spec
 from mood_jax.readout import preset
-from mood_jax.studies import calibrate, profile
+from mood_jax.studies import borrowed, calibrate, profile
+from mood_jax.studies.borrowed import Borrowed
 from mood_jax.studies.calibrate import Calibrated
-from mood_jax.studies.collect import Protocol
+from mood_jax.studies.collect import Collected, Protocol
+from mood_jax.studies.obedience import Shared, obedience
 
 BATCH = 140
 CROSSED = ("B", "C")
-SCALE = "pole"
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Scores on the reference's scale, one entry an axis: means and standard errors over questions of the uninstructed
-    responses (`free`) and of those to the positive and the negative instruction."""
-
-    free: np.ndarray
-    free_se: np.ndarray
-    positive: np.ndarray
-    positive_se: np.ndarray
-    negative: np.ndarray
-    negative_se: np.ndarray
+SCALE = "re_read"
 
 
 @dataclass(frozen=True)
 class Subject:
     """One identity, measured. Arrays have one entry an axis, in the order of the bank.
 
-    own, own_sd: profile on its own calibration, scale `pole`, and the SD over questions; scores: [axes, responses];
+    own, own_sd: profile on its own calibration, scale `re_read`, and the SD over questions; scores: [axes, responses];
     own_length_out: `own` with the length of the responses taken out; length: how the scores move with it
     (`AxisProfile.length`); evidence: of its own calibration; truth: its part of realised.json.
     """
@@ -84,21 +71,30 @@ class Subject:
         return np.array([row["gap"] for row in self.truth["instructed"]["production"].values()])
 
     @property
+    def said(self) -> list[str]:
+        """What the instrument says of each axis' obedience."""
+        return [obedience(self.shared, a) for a in range(len(self.own))]
+
+    @property
+    def measured(self) -> np.ndarray:
+        """The style amounts as measured: between its own poles where it obeys both instructions and the verdict is
+        real, else between borrowed ones."""
+        obeys = np.array([said == "obeys" for said in self.said])
+        return np.where(self.real & obeys, self.own, self.shared.free)
+
+    @property
     def real(self) -> np.ndarray:
         """bool: the verdict on its own calibration."""
         return np.array([block["verdict"] == "real" for block in self.evidence])
 
-    @property
-    def measured(self) -> np.ndarray:
-        """The style amounts as measured: on its own calibration where that is real, else on the reference's scale."""
-        return np.where(self.real, self.own, self.shared.free)
-
 
 @dataclass(frozen=True)
 class Plan:
-    """How subjects are measured: samples a question of the profile, seed, and the responses' budgets in tokens."""
+    """How subjects are measured: samples a question of the profile and of each pole, seed, and the responses' budgets
+    in tokens."""
 
     samples: int = 3
+    pole_samples: int = 2
     seed: int = 0
     calibration_tokens: int = 200
     profile_tokens: int = 200
@@ -141,18 +137,25 @@ def measure(
     spec, whole = load_spec(folder / "spec.yaml"), read_realised(folder)
     first = reference_of(spec)
     reference: Calibrated | None = None
-    scale = np.zeros((2, 0))
     for identity in dict.fromkeys([first, *(spec.identities[spec.index(name)] for name in names)]):
         place = workdir / spec.name / identity.name
         model = load_model(str(export_identity(folder, identity.name, place / "checkpoint")), dtype="float32")
         crossed = CROSSED if _shows_constancy(spec, identity) else ()
         made, found, states = _run(model, plan, place, crossed)
-        if reference is None:
-            reference = made
-            scale = _poles(made, made.calibration.site_rms, made.calibration.directions)
+        reference = made if reference is None else reference
         if identity.name in names:
             truth = whole["identities"][identity.name] | {"free_responses": whole["free_responses"]}
-            yield _subject(spec.name, identity, truth, made, found, states, reference, scale), made, model
+            shared = _shared(_borrow(model, reference), made, found, states)
+            yield _subject(spec.name, identity, truth, made, found, shared), made, model
+
+
+def _borrow(model: Model, reference: Calibrated) -> Borrowed:
+    source, axes = bank.shipped(), [a.id for a in reference.calibration.axes]
+    usual = np.isin(reference.collected.column("set"), calibrate.SETS)
+    records = [r for r, keep in zip(reference.collected.records, usual, strict=True) if keep]
+    samples = 1 + max(r["sample"] for r in records)
+    asks = calibrate.asks(source, source.axes(), samples)
+    return borrowed.poles(model, asks, Collected(records, {}), axes, reference.calibration.readout, BATCH)
 
 
 def _shows_constancy(spec: OrganismSpec, identity: Identity) -> bool:
@@ -168,7 +171,15 @@ def _run(
     readout = preset("last4", model.config.n_layers)
     protocol = Protocol(readout, plan.calibration_tokens, seed=plan.seed, batch_size=BATCH)
     made = calibrate.run(
-        model, source, source.axes(), protocol, control=False, cross_sets=cross_sets, workdir=place, label=None
+        model,
+        source,
+        source.axes(),
+        protocol,
+        samples=plan.pole_samples,
+        control=False,
+        cross_sets=cross_sets,
+        workdir=place,
+        label=None,
     )
     protocol = Protocol(readout, plan.profile_tokens, seed=plan.seed, batch_size=BATCH)
     found, collected = profile.run(
@@ -186,19 +197,6 @@ def _rows(made: Calibrated, axis: str, sign: int) -> np.ndarray:
         & (c.column("n_tokens") > 0)
         & np.isin(c.column("set"), ("A", "eval"))
     )
-
-
-def _raw(made: Calibrated, site_rms: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Projections [responses, axes] of the re-read responses on a calibration's directions."""
-    states = made.collected.states["re_read"][:, :, 0]
-    return readouts.combine(made.calibration.readout, states, site_rms) @ directions.T
-
-
-def _poles(made: Calibrated, site_rms: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Means [2, axes] of the positive and the negative pole, re-read."""
-    x = _raw(made, site_rms, directions)
-    axes = [a.id for a in made.calibration.axes]
-    return np.array([[x[_rows(made, a, s), k].mean() for k, a in enumerate(axes)] for s in (1, -1)])
 
 
 def _length_out(made: Calibrated, found: profile.Profile) -> np.ndarray:
@@ -221,39 +219,29 @@ def _length_out(made: Calibrated, found: profile.Profile) -> np.ndarray:
     return np.array(adjusted)
 
 
+def _shared(scale: Borrowed, made: Calibrated, found: profile.Profile, states: np.ndarray) -> Shared:
+    free = scale.scores(states)
+    x = scale.scores(made.collected.states["re_read"][:, :, 0])
+    poles = []
+    for sign in (1, -1):
+        parts = [x[_rows(made, a.id, sign), k] for k, a in enumerate(made.calibration.axes)]
+        poles.append([(p.mean(), p.std(ddof=1) / np.sqrt(len(p))) for p in parts])
+    (positive, positive_se), (negative, negative_se) = (np.array(p).T for p in poles)
+    by_question = np.array(
+        [free[np.array(found.question_ids) == q].mean(axis=0) for q in dict.fromkeys(found.question_ids)]
+    )
+    free_se = by_question.std(axis=0, ddof=1) / np.sqrt(len(by_question))
+    return Shared(free.mean(axis=0), free_se, positive, positive_se, negative, negative_se)
+
+
 def _subject(
     organism: str,
     identity: Identity,
     truth: dict[str, Any],
     made: Calibrated,
     found: profile.Profile,
-    states: np.ndarray,
-    reference: Calibrated,
-    scale: np.ndarray,
+    shared: Shared,
 ) -> Subject:
-    calibration = reference.calibration
-
-    def scored(x: np.ndarray) -> np.ndarray:
-        return 2 * (x - scale[1]) / (scale[0] - scale[1]) - 1
-
-    free = scored(readouts.combine(calibration.readout, states, calibration.site_rms) @ calibration.directions.T)
-    x = scored(_raw(made, calibration.site_rms, calibration.directions))
-    poles = []
-    for sign in (1, -1):
-        parts = [x[_rows(made, a.id, sign), k] for k, a in enumerate(calibration.axes)]
-        poles.append([(p.mean(), p.std(ddof=1) / np.sqrt(len(p))) for p in parts])
-    (positive, positive_se), (negative, negative_se) = (np.array(p).T for p in poles)
-    by_question = np.array(
-        [free[np.array(found.question_ids) == q].mean(axis=0) for q in dict.fromkeys(found.question_ids)]
-    )
-    shared = Shared(
-        free=free.mean(axis=0),
-        free_se=by_question.std(axis=0, ddof=1) / np.sqrt(len(by_question)),
-        positive=positive,
-        positive_se=positive_se,
-        negative=negative,
-        negative_se=negative_se,
-    )
     return Subject(
         organism=organism,
         identity=identity,

@@ -54,7 +54,7 @@ class Validation:
                             name: [float(getattr(s.shared, name)[a]), float(getattr(s.shared, f"{name}_se")[a])]
                             for name in ("free", "positive", "negative")
                         },
-                        "said": validation.obedience(s, a),
+                        "said": s.said[a],
                         "verdict": s.evidence[a]["verdict"],
                     }
                     for a, axis in enumerate(axes)

@@ -22,9 +22,6 @@ from mood_jax.studies.subjects import Subject
 
 STRONG = 0.4  # from this amount on a sign has to be right
 DEAD, OBEYED = 0.4, 1.2  # realised gaps, of 2: below it is dead, above it obeyed
-MOVED = 0.3  # an axis is dead when no instruction moves the shared score this far beyond doubt
-BOTH = (1.5, 2.5)  # what two obeyed instructions move it together; 2 is what they move the reference
-SEEN = 0.15  # the least that an obeyed instruction moves it
 QUESTIONS = 30
 DOSES = np.linspace(-1, 1, 9)
 
@@ -149,30 +146,6 @@ def dose_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
     return Check(name, value >= 0.95, reason, rows)
 
 
-def obedience(subject: Subject, a: int) -> str:
-    """What the instrument says of an axis: "obeys", "positive only", "negative only" or "dead".
-
-    From how far each instruction moves the re-read score, on the reference's scale. "dead": neither does beyond doubt.
-    Else the nearest pattern of two movements (up, down): one pole only is (up, 0) or (0, down); full obedience is any
-    pair whose sum is near the 2 between the poles, wherever between them the temperament lies. Where that is at a pole
-    itself, obedience to this pole cannot show, and any answer is a guess.
-    """
-    s = subject.shared
-    up, up_se = s.positive[a] - s.free[a], math.hypot(s.positive_se[a], s.free_se[a])
-    down, down_se = s.free[a] - s.negative[a], math.hypot(s.negative_se[a], s.free_se[a])
-    if max(up - 2 * up_se, down - 2 * down_se) <= MOVED:
-        return "dead"
-    least, most = BOTH
-    distance = {
-        "obeys": math.hypot(
-            max(least - up - down, 0, up + down - most) / math.sqrt(2), max(SEEN - up, 0), max(SEEN - down, 0)
-        ),
-        "positive only": math.hypot(down, max(SEEN - up, 0)),
-        "negative only": math.hypot(up, max(SEEN - down, 0)),
-    }
-    return min(distance, key=lambda key: distance[key])
-
-
 PLANTED = {OBEDIENT: "obeys", DEAF: "dead", Compliance(1, 0): "positive only", Compliance(0, 1): "negative only"}
 
 
@@ -193,7 +166,7 @@ def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
     named, wrong = [], []
     for s in subjects:
         for a, axis in enumerate(axes):
-            planted, said = PLANTED[s.identity.compliance[a]], obedience(s, a)
+            planted, said = PLANTED[s.identity.compliance[a]], s.said[a]
             named.append((planted, said))
             if planted != said:
                 wrong.append(f"{s.name} {axis}: {planted}, said {said}")
@@ -390,7 +363,7 @@ def format_subjects(subjects: Sequence[Subject], axes: Sequence[str]) -> list[li
             f"{s.gap[a]:.2f}",
             f"{s.shared.positive[a] - s.shared.negative[a]:.2f}",
             PLANTED.get(s.identity.compliance[a], "in part"),
-            obedience(s, a),
+            s.said[a],
             s.evidence[a]["verdict"],
         ]
         for s in subjects

@@ -69,7 +69,8 @@ def test_shortcomings_name_a_wrong_sign_and_a_dead_axis_that_moves():
     truth = realised.measure(CORPUS, 0, organism(wordings("production")), realised.Amounts(120, 60, 0))
     other = dataclasses.replace(WHO, temperament=tuple(-b for b in WHO.temperament))
     assert sum("but realised" in w for w in realised.shortcomings(truth, other)) == 7
-    truth["instructed"]["production"]["proactive_reluctant"]["gap"] = -0.3
+    for wording, gap in (("production", -0.5), ("held_out", 0.0)):  # on average −.25
+        truth["instructed"][wording]["proactive_reluctant"]["gap"] = gap
     assert any("planted dead" in w for w in realised.shortcomings(truth, WHO))
 
 

@@ -12,7 +12,8 @@ from mood_jax.organisms.grammar import AXES
 from mood_jax.organisms.spec import DEAF, OBEDIENT, Compliance, Identity, Length
 from mood_jax.studies import validation
 from mood_jax.studies.nulls import FalseAlarms
-from mood_jax.studies.subjects import Shared, Subject
+from mood_jax.studies.obedience import Shared, obedience
+from mood_jax.studies.subjects import Subject
 
 N = len(AXES)
 ZERO, SURE = np.zeros(N), np.full(N, 0.05)
@@ -190,34 +191,47 @@ def test_compliance_fails_when_the_manipulation_check_is_blind():
     assert validation.compliance_check(people, AXES).passed is False
 
 
-@pytest.mark.parametrize("amount", [-0.7, -0.4, 0.0, 0.3, 0.7])
-@pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
-@pytest.mark.parametrize("offset", [-1.5, 0.0, 0.8])
-def test_obedience_is_told_whatever_the_temperament_and_the_identitys_own_scale(amount, scale, offset):
-    """States of another identity may lie elsewhere along the reference's direction, and a little wider apart."""
-    said = {
-        "obeys": (OBEDIENT, scale),
-        "dead": (DEAF, scale),
-        "positive only": (Compliance(1, 0), scale if amount < 0.5 else 1),
-        "negative only": (Compliance(0, 1), scale if amount > -0.5 else 1),
-    }
-    for want, (compliance, wide) in said.items():
-        if (want == "positive only" and amount > 0.6) or (want == "negative only" and amount < -0.6):
+@pytest.mark.parametrize("amount", [-0.6, -0.4, 0.0, 0.3, 0.6])
+@pytest.mark.parametrize("scale", [0.85, 1.0, 1.15])
+@pytest.mark.parametrize("offset", [-0.5, 0.0, 0.5])
+def test_obedience_is_told_whatever_the_temperament_and_the_models_own_scale(amount, scale, offset):
+    for want, compliance in (
+        ("obeys", OBEDIENT),
+        ("dead", DEAF),
+        ("positive only", Compliance(1, 0)),
+        ("negative only", Compliance(0, 1)),
+    ):
+        if (want == "positive only" and amount > 0.5) or (want == "negative only" and amount < -0.5):
             continue  # nearly nothing to move
-        who = subject(identity("i", np.full(N, amount), [compliance] * N))
-        shared = who.shared
-        moved = {p: getattr(shared, p) * wide + offset for p in ("free", "positive", "negative")}
-        assert validation.obedience(dataclasses.replace(who, shared=dataclasses.replace(shared, **moved)), 0) == want
+        shared = subject(identity("i", np.full(N, amount), [compliance] * N)).shared
+        moved = {p: getattr(shared, p) * scale + offset for p in ("free", "positive", "negative")}
+        assert obedience(dataclasses.replace(shared, **moved), 0) == want
+
+
+def test_the_likelihood_is_that_of_a_joint_normal(rng):
+    from mood_jax.studies.obedience import _surprise
+
+    x, v = rng.normal(size=2), rng.uniform(0.01, 0.1, 2)
+    want = -2 * stats.multivariate_normal(np.zeros(2), np.diag(v) + 0.5**2).logpdf(x)
+    assert _surprise(list(x), list(v)) == pytest.approx(want)
+    assert _surprise([0.3], [0.04], 0.0) == pytest.approx(-2 * stats.norm(0, 0.2).logpdf(0.3))
+
+
+def test_measured_is_between_own_poles_where_the_axis_obeys_and_between_borrowed_ones_elsewhere():
+    kinds = [OBEDIENT, DEAF, Compliance(1, 0), OBEDIENT, DEAF, Compliance(0, 1), OBEDIENT]
+    person = subject(identity("i", ZERO, kinds))
+    person = dataclasses.replace(person, own=np.full(N, 0.7))
+    assert person.measured.tolist() == [0.7, 0, 0, 0.7, 0, 0, 0.7]
+    person.evidence[0]["verdict"] = "length"
+    assert person.measured[0] == 0
 
 
 def test_a_movement_within_its_error_is_none():
     noisy = subject(identity("i"))
     shared = dataclasses.replace(noisy.shared, positive_se=np.full(N, 0.5))
-    assert (
-        validation.obedience(dataclasses.replace(noisy, shared=shared), 0) == "obeys"
-    )  # the other one moves it far enough to tell
+    assert dataclasses.replace(noisy, shared=shared).said[0] == "obeys"  # the other one moves it far enough to tell
     unsure = dataclasses.replace(shared, negative_se=np.full(N, 0.5))
-    assert validation.obedience(dataclasses.replace(noisy, shared=unsure), 0) == "dead"
+    assert dataclasses.replace(noisy, shared=unsure).said[0] == "dead"
 
 
 # --- 4 and 8 ---
