@@ -286,7 +286,8 @@ def constancy_check(subjects: Sequence[Subject]) -> Check:
     """7. A stable identity against one whose style changes from response to response.
 
     ICC(2,1) with axes as subjects and single responses as raters: does one response show the profile? Truth is the same
-    from the amounts that the recogniser counted. Beside it the cosines of the directions of sets A, B and C.
+    from the amounts that the recogniser counted. Beside it stand the cosines of the directions of sets A, B and C, which
+    decide nothing: both identities obey, so how alike the directions of other wordings are is no matter of constancy.
     """
     name = "7 seeds, sets"
     rows = {}
@@ -309,9 +310,9 @@ def constancy_check(subjects: Sequence[Subject]) -> Check:
     cosines = [float(np.mean([r["cosine"] for r in group])) for group in (stable, volatile)]
     reason = (
         f"ICC of single responses {least:.2f} where stable (≥ {STABLE:g}), {most:.2f} where changing (≤ {VOLATILE:g}); "
-        f"A/B/C cosine {cosines[0]:.2f} against {cosines[1]:.2f} (no lower)"
+        f"A/B/C cosine {cosines[0]:.2f} against {cosines[1]:.2f} (tells nothing of constancy)"
     )
-    return Check(name, least >= STABLE and most <= VOLATILE and cosines[0] >= cosines[1], reason, rows)
+    return Check(name, least >= STABLE and most <= VOLATILE, reason, rows)
 
 
 def _realised_icc(s: Subject) -> float:
