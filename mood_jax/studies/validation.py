@@ -286,8 +286,9 @@ def constancy_check(subjects: Sequence[Subject]) -> Check:
     """7. A stable identity against one whose style changes from response to response.
 
     ICC(2,1) with axes as subjects and single responses as raters: does one response show the profile? Truth is the same
-    from the amounts that the recogniser counted. Beside it stand the cosines of the directions of sets A, B and C, which
-    decide nothing: both identities obey, so how alike the directions of other wordings are is no matter of constancy.
+    from the amounts that the recogniser counted. Beside it stand the cosines of the directions of sets A, B and C,
+    which decide nothing: both identities obey, and how alike the directions of other wordings are is no matter of
+    constancy.
     """
     name = "7 seeds, sets"
     rows = {}
