@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 # Environment variables, which subprocesses inherit, rather than jax.config; set before jax and torch are imported.
@@ -32,6 +34,22 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Changed by hand now and then, which gives every test new inputs; it stays until the whole suite has passed with it.
 # So what passed here passes there.
 SEED = 2438519643
+
+
+# Every compiled program holds some memory maps, of which Linux gives a process 65 530; the compiler aborts at the last.
+MOST_MAPS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps() -> Iterator[None]:
+    """Lets go of compiled programs after a module that leaves many; the cache on disk still has them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
