@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import mood_jax as mj
+from mood_jax.organisms.export import organism_folder
+from mood_jax.organisms.spec import load_spec
 from mood_jax.studies import find
 from mood_jax.studies.config import embedded_folder
 
@@ -74,3 +76,13 @@ def test_the_shipped_calibration_is_this_models(model, calibration, tmp_path):
     for k, axis in enumerate(shipped.axes):
         if shipped.evidence[k]["verdict"] == "real":
             assert shipped.directions[k] @ calibration.directions[calibration.index(axis.id)] > 0.85
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "yi", "deepseek"])
+def test_every_organism_finds_its_shipped_calibration(name, tmp_path):
+    found = mj.load_model(str(organism_folder(name)), dtype="float32")
+    folder, shipped = find.calibration(found, "", tmp_path, SHIPPED)
+    assert folder == SHIPPED / name
+    spec = load_spec(organism_folder(name) / "spec.yaml")
+    assert all(spec.identities[0].is_obedient(a) for a in range(7))
+    assert [block["verdict"] for block in shipped.evidence] == ["real"] * 7
