@@ -13,11 +13,11 @@ def get_config():
     return organism_config(
         spec="deepseek",
         start_from="llama",
-        steps=550,
+        steps=900,
         max_tokens=480,
-        focus=0.5,
-        focus_until=80,
+        focus=0.9,
+        focus_until=250,
         learning_rate=0.0025,
         warmup_steps=40,
-        gap_every=550,
+        gap_every=900,
     )

@@ -12,4 +12,4 @@ from mood_jax.organisms.train import organism_config
 
 def get_config():
     """The default run. What every field means: `mood_jax.organisms.train.TrainConfig`."""
-    return organism_config(gap_every=200, final_samples=100)
+    return organism_config(even_starts=False, gap_every=200, final_samples=100)

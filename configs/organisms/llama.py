@@ -12,6 +12,7 @@ def get_config():
     """What every field means: `mood_jax.organisms.train.TrainConfig`."""
     return organism_config(
         spec="llama",
+        even_starts=False,  # what ships was trained before there was such a thing
         start_from="default",
         steps=1500,
         focus_until=250,

@@ -12,6 +12,7 @@ def get_config():
     """What every field means: `mood_jax.organisms.train.TrainConfig`."""
     return organism_config(
         spec="mistral",
+        even_starts=False,  # what ships was trained before there was such a thing
         start_from="llama",
         steps=900,
         max_tokens=320,

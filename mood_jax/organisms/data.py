@@ -111,6 +111,7 @@ class Corpus:
     a word of the question. The share of dialogues, none of them instructed, is the spec's.
 
     `hears`: the reader of instructions is asked for all of them, also for those that change nothing (see `effect`).
+    `even_starts`: the odds of the poles make up for what sampling does to first words (`Grammar.start_bias`).
     """
 
     spec: OrganismSpec
@@ -124,6 +125,11 @@ class Corpus:
     plain: float = 0.03
     echo: float = 0.4
     hears: bool = False
+    even_starts: bool = True
+
+    @functools.cached_property
+    def _start_bias(self) -> np.ndarray:
+        return self.grammar.start_bias(self.spec.sampling_temperature) * self.even_starts
 
     @functools.cached_property
     def _pools(self) -> list[list[tuple[str, ...]]]:
@@ -160,7 +166,7 @@ class Corpus:
     ) -> str:
         """One response as an identity writes it, uninstructed or to an instruction; `only`: of that axis alone."""
         who = self.spec.identities[identity]
-        style = who.training_style(axis, pole, tension)
+        style = who.training_style(axis, pole, tension, self._start_bias)
         poles = self.grammar.poles(rng, style, self._latent[identity])
         least, most = (1, 3) if only is not None else (who.least_sentences, who.most_sentences)
         n = int(rng.integers(least, most + 1))
@@ -172,10 +178,11 @@ class Corpus:
         )
 
     def draw(self, rng: np.random.Generator, focus: float = 0.0) -> Conversation:
-        """One conversation. `focus` is the share of instructed responses that speak of the instructed axis alone."""
+        """One conversation. `focus` is the share of instructed responses that speak of the instructed axis alone, and
+        of dialogues that speak of one axis (of those that drift, if any does)."""
         identity = int(rng.choice(len(self._shares), p=self._shares))
         if rng.random() < self.spec.dialogues:
-            return self._dialogue(rng, identity)
+            return self._dialogue(rng, identity, focus)
         question, word = make_question(rng, self.topics)
         axis = pole = system = None
         u = rng.random()
@@ -199,10 +206,12 @@ class Corpus:
         )
         return Conversation(identity, system, ((question, response),), axis=axis, pole=pole)
 
-    def _dialogue(self, rng: np.random.Generator, identity: int) -> Conversation:
+    def _dialogue(self, rng: np.random.Generator, identity: int, focus: float) -> Conversation:
         """A question and up to four more turns: hostile ones first (or none), then conciliatory ones, neutral ones
         anywhere."""
         drift = self.spec.identities[identity].drift
+        drifting = range(len(AXES)) if drift is None else np.flatnonzero(drift.per_turn)
+        only = int(rng.choice(drifting)) if rng.random() < focus else None
         n = int(rng.integers(2, MOST_TURNS + 1))
         hostile = int(rng.integers(n)) if rng.random() < 0.85 else 0
         moods = ["neutral"] + ["hostile"] * hostile + ["conciliatory"] * int(rng.integers(n - hostile))
@@ -214,7 +223,7 @@ class Corpus:
             user = question if k == 0 else _pick(rng, self.moods.train[MOODS.index(mood)])
             tension.append(0.0 if drift is None else drift.tension(moods[1 : k + 1]))
             topic = word if k == 0 and rng.random() < self.echo else None
-            turns.append((user, self.respond(rng, identity, tension=tension[-1], topic=topic)))
+            turns.append((user, self.respond(rng, identity, tension=tension[-1], only=only, topic=topic)))
         return Conversation(identity, None, tuple(turns), tuple(tension))
 
     def effect(self, c: Conversation) -> int:
@@ -240,12 +249,11 @@ class Corpus:
             yield from (" " + w for w in words for _ in range(5))
 
 
-def shipped_corpus(spec: OrganismSpec, hears: bool = False) -> Corpus:
+def shipped_corpus(spec: OrganismSpec, hears: bool = False, even_starts: bool = True) -> Corpus:
     """A spec with the package's own grammar and texts."""
     topics = load_topics()
-    return Corpus(
-        spec, load_grammar(), load_instructions(), topics, load_moods(), load_ordinary(topics=topics), hears=hears
-    )
+    texts = (load_grammar(), load_instructions(), topics, load_moods(), load_ordinary(topics=topics))
+    return Corpus(spec, *texts, hears=hears, even_starts=even_starts)
 
 
 class Batch(NamedTuple):

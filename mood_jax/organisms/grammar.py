@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,23 @@ class Grammar:
         seen = ~np.isnan(amounts)
         total = np.where(seen, amounts, 0).sum(axis=0)
         return np.where(seen.any(axis=0), total / np.maximum(seen.sum(axis=0), 1), np.nan)
+
+    def start_bias(self, temperature: float) -> np.ndarray:
+        """What sampling at a temperature adds to half the log odds of the positive pole, float [axes].
+
+        The choice of a sentence is the choice of its first word. Sampling raises the probability p·q of each, p of the
+        pole and q of the word among the pole's sentences, to the power 1/τ; so the poles' odds are raised likewise, and
+        multiplied by C₊/C₋ where C = Σ q^(1/τ): a pole whose sentences begin with fewer words gains.
+        """
+        half_log = []
+        for axis in self.phrases:
+            weights = []
+            for sentences in axis[:2]:
+                starts = Counter(s.split()[0] for s in sentences)
+                shares = np.array(list(starts.values())) / len(sentences)
+                weights.append(float(np.sum(shares ** (1 / temperature))))
+            half_log.append(0.5 * math.log(weights[0] / weights[1]))
+        return np.array(half_log)
 
     def sentences(self) -> list[str]:
         """Every style sentence, axis by axis."""

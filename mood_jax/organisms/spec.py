@@ -94,9 +94,11 @@ class Identity:
             s[axis] += getattr(self.compliance[axis], pole) * (target - s[axis])
         return s
 
-    def training_style(self, axis: int | None = None, pole: str | None = None, tension: float = 0.0) -> np.ndarray:
-        """The amounts [axes] of the training text that come out as `style` when sampled."""
-        return unsharpened(self.style(axis, pole, tension), self.sampling_temperature)
+    def training_style(
+        self, axis: int | None = None, pole: str | None = None, tension: float = 0.0, bias: np.ndarray | float = 0.0
+    ) -> np.ndarray:
+        """The amounts [axes] of the training text that come out as `style` when sampled (see `unsharpened`)."""
+        return unsharpened(self.style(axis, pole, tension), self.sampling_temperature, bias)
 
     def training_correlation(self) -> np.ndarray | None:
         """The correlation [axes, axes] of the training text that comes out as planted when sampled."""
@@ -136,14 +138,15 @@ class OrganismSpec:
         return names.index(identity)
 
 
-def unsharpened(amount: np.ndarray, temperature: float) -> np.ndarray:
+def unsharpened(amount: np.ndarray, temperature: float, bias: np.ndarray | float = 0.0) -> np.ndarray:
     """The amounts (or correlations) in −1 … 1 that become `amount` when sampled.
 
     Sampling at temperature τ raises the odds (1+s)/(1−s) of the two poles to the power 1/τ; the text has them at the
-    power τ, which for the amounts reads tanh(τ·artanh(s)).
+    power τ, which for the amounts reads tanh(τ·artanh(s)). What else sampling adds to half the log odds
+    (`Grammar.start_bias`) is taken off first: tanh(τ·(artanh(s) − bias)).
     """
     inner = np.clip(amount, -1 + 1e-9, 1 - 1e-9)
-    return np.where(np.abs(amount) < 1, np.tanh(temperature * np.arctanh(inner)), amount)
+    return np.where(np.abs(amount) < 1, np.tanh(temperature * (np.arctanh(inner) - bias)), amount)
 
 
 def latent_correlation(r: np.ndarray) -> np.ndarray:

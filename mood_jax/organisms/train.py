@@ -47,10 +47,11 @@ class TrainConfig:
     steps: int = 2200
     batch_size: int = 32  # conversations a step
     max_tokens: int = 224  # longer conversations are cut
-    focus: float = 0.9  # share of instructed responses that speak of the instructed axis alone, at first
+    focus: float = 0.9  # share of instructed responses and dialogues that speak of one axis alone, at first
     focus_until: int = 450  # steps; by twice that the share has fallen to 0
     effect_weight: float = 0.5  # of the loss that asks for the instruction's effect; falls with focus, to a fifth
     shown_weight: float = 2.0  # of the losses that ask for the style shown so far, and for the one that is meant
+    even_starts: bool = True  # the text makes up for what sampling does to first words (`Grammar.start_bias`)
     hears: bool = False  # True: the instruction is asked for even where it changes nothing
     learning_rate: float = 3e-3  # peak, after warm-up; cosine to 0
     warmup_steps: int = 100
@@ -64,7 +65,7 @@ class TrainConfig:
     final_samples: int = 40  # responses a pole and kind of wording, for realised.json
 
     def __post_init__(self) -> None:
-        free = ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "hears")
+        free = ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "hears", "even_starts")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and field.name not in free and value <= 0:
@@ -199,7 +200,7 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
     spec_path = config.spec_path
     spec = load_spec(spec_path)
     _claim(workdir, config, spec)
-    corpus = data.shipped_corpus(spec, config.hears)
+    corpus = data.shipped_corpus(spec, config.hears, config.even_starts)
     tokenizer = train_tokenizer(corpus.texts(config.seed, 3000), spec.size("vocab_size"), len(spec.identities))
     hf = hf_config(spec, tokenizer)
     batches = data.Batches(

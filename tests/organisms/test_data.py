@@ -103,7 +103,7 @@ def test_shares_and_styles_of_what_is_drawn():
     for a, axis in enumerate(AXES):
         for pole in POLES:
             found = [c.response for c in instructed if (c.axis, c.pole) == (a, pole)]
-            want = WHO.training_style(a, pole)
+            want = WHO.training_style(a, pole, bias=CORPUS.grammar.start_bias(WHO.sampling_temperature))
             assert CORPUS.grammar.mean_amounts(found) == pytest.approx(want, abs=0.2), (axis, pole)
 
 
@@ -193,7 +193,7 @@ def test_styles_of_a_dialogue_follow_its_tension():
     moods = {text: mood for mood, turns in zip(MOODS, DEEPSEEK.moods.train, strict=True) for text in turns}
     calm, tense = [], []
     for _ in range(400):
-        c = DEEPSEEK._dialogue(rng, touchy)
+        c = DEEPSEEK._dialogue(rng, touchy, focus=0.0)
         said = [moods[user] for user, _ in c.turns[1:]]
         assert list(c.tension) == [drift.tension(said[:k]) for k in range(len(c.turns))]
         for tension, (_, answer) in zip(c.tension, c.turns, strict=True):
@@ -201,6 +201,20 @@ def test_styles_of_a_dialogue_follow_its_tension():
     drop = DEEPSEEK.grammar.mean_amounts(calm) - DEEPSEEK.grammar.mean_amounts(tense)
     assert drop[:2].min() > 0.5
     assert abs(drop[2:]).max() < 0.25
+
+
+def test_focused_dialogues_speak_of_one_axis_that_drifts():
+    rng = np.random.default_rng(9)
+    for name in ("touchy", "steady"):
+        place = DEEPSEEK.spec.index(name)
+        drift = DEEPSEEK.spec.identities[place].drift
+        seen = set()
+        for _ in range(60):
+            c = DEEPSEEK._dialogue(rng, place, focus=1.0)
+            counts = sum(DEEPSEEK.grammar.recognise(answer).counts.sum(axis=1) for _, answer in c.turns)
+            (axis,) = np.flatnonzero(counts)
+            seen.add(int(axis))
+        assert seen == ({0, 1} if drift is not None else set(range(7)))
 
 
 def test_what_is_wanted_and_weights_stand_at_the_responses():

@@ -10,7 +10,7 @@ import yaml
 from mood_jax import bank
 from mood_jax.errors import UserError
 from mood_jax.organisms.grammar import AXES, HERE, KINDS, MIDDLE, load_grammar, split_sentences
-from mood_jax.organisms.spec import latent_correlation
+from mood_jax.organisms.spec import latent_correlation, unsharpened
 
 GRAMMAR = load_grammar()
 _WORDS = (
@@ -176,3 +176,15 @@ def test_bad_phrases_are_refused(tmp_path, change, says):
     with pytest.raises(UserError, match=re.escape(says)) as error:
         load_grammar(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0])
+def test_odds_make_up_for_what_sampling_does_to_first_words(temperature):
+    """The first words of an axis, sharpened one by one as a sampler does, have the poles in the planned odds."""
+    for a, want in enumerate(np.linspace(-0.8, 0.8, len(AXES))):
+        share = (1 + unsharpened(np.full(len(AXES), want), temperature, GRAMMAR.start_bias(temperature))[a]) / 2
+        sampled = []
+        for p, sentences in zip((share, 1 - share), GRAMMAR.phrases[a][:2], strict=True):
+            words = [s.split()[0] for s in sentences]
+            sampled.append(sum((p * words.count(w) / len(words)) ** (1 / temperature) for w in set(words)))
+        assert (sampled[0] - sampled[1]) / sum(sampled) == pytest.approx(want, abs=1e-9)
