@@ -28,6 +28,7 @@ from mood_jax.probes import Scaling
 from mood_jax.readout import PRESETS, Readout, preset
 
 FORMAT = 1
+ROWS = 64  # projections are scaled in multiples of this many
 CALIBRATION_FORMAT = 2  # 2: pole means of the responses read again
 MAPPED: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}  # what `map_tensors` gives
 
@@ -349,8 +350,10 @@ class Calibration:
 
     def scores(self, x: np.ndarray, scale: probes.Scale = "iqr") -> np.ndarray:
         """Raw projections [n, axes] on `directions` → float32 scores of the same shape in one of the four scales."""
-        rows = Scaling(*(jnp.asarray(v)[None, :] for v in self.scaling))
-        return np.asarray(probes.score(jnp.asarray(x, jnp.float32), rows, scale))
+        constants = Scaling(*(jnp.asarray(v)[None, :] for v in self.scaling))
+        x = np.asarray(x, np.float32)
+        padded = np.pad(x, ((0, -len(x) % ROWS), (0, 0)))  # one program, however many responses had a token
+        return np.asarray(probes.score(jnp.asarray(padded), constants, scale))[: len(x)]
 
     @property
     def estimator(self) -> str:

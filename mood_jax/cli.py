@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,14 @@ COMPILE_EVENTS = (
 )
 
 
-def run(main: Callable[[Any, Path], None], default_config: str | None = None, needs_workdir: bool = True) -> None:
-    """Parses flags, prints the resolved config, and calls main(config, workdir).
+def run(
+    main: Callable[[Any, Path], None],
+    default_config: str | None = None,
+    needs_workdir: bool = True,
+    bucket: bool = False,
+) -> None:
+    """Parses flags, prints the resolved config, and calls main(config, workdir). `bucket`: the workdir may be one, and
+    main reads the flag itself.
 
     Exit status: 0 when main returns, 2 with one line on stderr for a UserError, 1 and a traceback for a defect.
     """
@@ -44,6 +51,11 @@ def run(main: Callable[[Any, Path], None], default_config: str | None = None, ne
                 raise UserError("no --config given; name one of configs/*.py")
             if needs_workdir and not workdir_flag.value:
                 raise UserError("no --workdir given; name a folder for what this run writes")
+            if not bucket and "://" in (workdir_flag.value or ""):
+                raise UserError(
+                    f"--workdir={workdir_flag.value} is a bucket, and this script writes to local folders; name one "
+                    "(scripts/sweep.py writes to buckets)"
+                )
             config = _locked(config_flag.value)
             print_header(config, keep_programs())
             main(config, Path(workdir_flag.value or "."))
@@ -127,10 +139,29 @@ def print_header(config: Any, programs: str = "not kept") -> None:
     devices = jax.devices()
     kind = devices[0].device_kind
     print(f"mood_jax {mood_jax.__version__} · jax {jax.__version__} · {len(devices)} × {kind}")
-    for key, value in sorted(config.items()):
+    for key, value in sorted(_fields(config)):
         print(f"  {key} = {value}")
     print(f"compiled programs: {programs}")
     sys.stdout.flush()
+
+
+def traced(folder: Path | None) -> contextlib.AbstractContextManager:
+    """A context whose work the profiler writes to `folder`, for TensorBoard's profile page; nothing with None."""
+    import jax
+
+    if folder is None:
+        return contextlib.nullcontext()
+    print(f"profiling: tensorboard --logdir={folder} (with the package xprof)", flush=True)
+    return jax.profiler.trace(str(folder))
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field as it is overridden, ("models.qwen.seed", 0)."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class Clock:

@@ -7,9 +7,13 @@ folder, `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
+import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 LEAST_SECONDS = 0.5  # programs that compile faster are not kept
@@ -52,3 +56,51 @@ def keep_programs() -> str:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     return str(folder)
+
+
+class CompileLog:
+    """A context in which every program that JAX compiles, or takes compiled from the disk, is told once.
+
+    `tell` gets its seconds and a line with its shapes: "jit(decode_chunk): int32[64,96], 12 × float32[128,128]".
+    `count` is how many there were.
+    """
+
+    _BEGUN = re.compile(r"Compiling (\S+) .*?types \((.*)\)\. Argument mapping", re.DOTALL)
+    _ENDED = re.compile(r"Finished XLA compilation of (\S+) in ([\d.e+-]+) sec")
+    _CHATTER = ("Finished ", "Compiling ", "Persistent compilation cache", "Not writing persistent", "Writing ")
+
+    def __init__(self, tell: Callable[[float, str], None]):
+        self.count = 0
+        self._tell = tell
+        self._begun: dict[str, str] = {}
+        self._logger = logging.getLogger("jax._src")
+        self._handler = logging.Handler(logging.DEBUG)
+        self._handler.emit = self._emit  # type: ignore[method-assign]
+
+    def __enter__(self) -> CompileLog:
+        import jax
+
+        self._before = (jax.config.values["jax_log_compiles"], self._logger.propagate)
+        jax.config.update("jax_log_compiles", True)
+        self._logger.addHandler(self._handler)
+        self._logger.propagate = False  # JAX says it as a warning, every parameter by itself
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import jax
+
+        self._logger.removeHandler(self._handler)
+        jax.config.update("jax_log_compiles", self._before[0])
+        self._logger.propagate = self._before[1]
+
+    def _emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if begun := self._BEGUN.match(message):
+            self.count += 1
+            shapes = Counter(re.findall(r"ShapedArray\(([^()]*)\)", begun[2]))
+            told = (shape if n == 1 else f"{n} × {shape}" for shape, n in shapes.items())
+            self._begun[begun[1]] = f"{begun[1]}: {', '.join(told) or 'no argument'}"
+        elif (ended := self._ENDED.match(message)) and ended[1] in self._begun:
+            self._tell(float(ended[2]), self._begun.pop(ended[1]))
+        elif not message.startswith(self._CHATTER):
+            logging.getLogger("jax").handle(record)

@@ -181,23 +181,27 @@ def decode_chunk(
         alive = s.alive & ~is_eos
         active = alive & in_budget
         tokens = lax.dynamic_update_slice(s.tokens, jnp.where(active, s.token, 0)[:, None], (0, t))
-        logits, cache, states = run(
-            config,
-            params,
-            s.token[:, None],
-            (lengths + t)[:, None],
-            valid,
-            cache=s.cache,
-            index=prompt_slots + t,
-            logits="last",
-            sites=spec.sites,
-            rope=rope,
-        )
+        with jax.named_scope("model"):
+            logits, cache, states = run(
+                config,
+                params,
+                s.token[:, None],
+                (lengths + t)[:, None],
+                valid,
+                cache=s.cache,
+                index=prompt_slots + t,
+                logits="last",
+                sites=spec.sites,
+                rope=rope,
+            )
         assert logits is not None
         assert cache is not None
         # The article's span ends one short of the last sampled token: EOS is never active, the budget's last is.
         folded = active & (t < spec.max_new_tokens - 1) if spec.span == "article" else active
-        token = sample(spec.sampler, logits, keys, t + 1)
+        with jax.named_scope("sampling"):
+            token = sample(spec.sampler, logits, keys, t + 1)
+        with jax.named_scope("reducers"):
+            sums = _fold(spec, s.sums, tuple(h[:, 0] for h in states), folded)
         return State(
             cache=cache,
             token=token,
@@ -207,7 +211,7 @@ def decode_chunk(
             n=s.n + active,
             read=s.read + folded,
             bad=s.bad | (active & ~jnp.isfinite(logits.max(axis=-1))),
-            sums=_fold(spec, s.sums, tuple(h[:, 0] for h in states), folded),
+            sums=sums,
         ), None
 
     state, _ = lax.scan(step, state, (times, ropes))

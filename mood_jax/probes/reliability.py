@@ -13,6 +13,7 @@ Names and formulas are those of Shrout & Fleiss (1979) and McGraw & Wong (1996):
 ICC(C,1), ICC(C,k) there. An estimate is negative where subjects differ less than their ratings do; it is not cut.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -162,6 +163,7 @@ def _satterthwaite(msr: jax.Array, msc: jax.Array, mse: jax.Array, n: int, k: in
     return jnp.maximum(safe_ratio(jnp.square(a + b), jnp.square(a) / (k - 1) + jnp.square(b) / most, most), k - 1.0)
 
 
+@functools.partial(jax.jit, static_argnames=("tail",))  # the loop would else be compiled in every call
 def f_quantile(df1: jax.Array, df2: jax.Array, tail: float = 0.025) -> jax.Array:
     """What F(df1, df2) exceeds with probability `tail`, .025 or .05; df1, df2 ≥ 1, elementwise.
 

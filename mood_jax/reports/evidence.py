@@ -154,6 +154,8 @@ _ROWS: tuple[tuple[str, Callable[[Block], str | None]], ...] = (
     ("  ceiling, in ctx", lambda b: number(b["split_half_cosine"]["in_context"]["full_length"])),
     ("Mahalanobis, in ctx", lambda b: number(b["mahalanobis_cosine"]["in_context"]["mean"])),
     ("cosine A, eval", _cross("A-eval")),
+    ("cosine B, eval", _cross("B-eval")),
+    ("cosine C, eval", _cross("C-eval")),
     ("cosine A, B", _cross("A-B")),
     ("cosine A, C", _cross("A-C")),
     ("cosine B, C", _cross("B-C")),

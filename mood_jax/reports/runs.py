@@ -14,9 +14,10 @@ SNIPPET = 80  # characters of a response in the projector's labels
 
 
 def calibration_run(logdir: Path, done: Calibrated, table: str) -> None:
-    """The calibration responses of set A, scored by their own directions in the iqr scale, and their states."""
+    """The responses of the calibration set, scored by their own directions in the iqr scale, and their states."""
     calibration, collected = done.calibration, done.collected
-    use = (collected.column("set") == "A") & (collected.column("n_tokens") > 0)
+    base = next(iter(calibration.identity["bank"]))  # the sets that were asked, the calibration set first
+    use = (collected.column("set") == base) & (collected.column("n_tokens") > 0)
     rows = np.flatnonzero(use)
     h = done.h["in_context"]
     scores = calibration.scores(h @ calibration.directions.T, "iqr")

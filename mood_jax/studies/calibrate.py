@@ -1,13 +1,14 @@
 """Calibration: the two instructions of every axis over its questions → directions, scales, evidence.
 
-Directions and scales come from the states in context (set A); whether an axis is real is judged on the same responses
-read again without their system prompt (method.md, sections 3, 6 and 7). A control with random weights reads the same
-responses: what it separates needs no training to be seen.
+Directions and scales come from the states in context (set A, or another of the bank's calibration sets); whether an
+axis is real is judged on the same responses read again without their system prompt (method.md, sections 3, 6 and 7). A
+control with random weights reads the same responses: what it separates needs no training to be seen.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ from mood_jax.probes.estimators import estimator as estimator_named
 from mood_jax.readout import Readout
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 
-SETS = ("A", "eval")
-CROSS_SETS = ("B", "C")  # paraphrased instructions and questions of their own
+SETS = ("A", "B", "C")  # B and C have paraphrased instructions and questions of their own
+EVALUATION = "eval"
 ESTIMATOR = "mean_difference"
 FOLDS = 5
 MIN_RESPONSES = 4  # per pole that has any token; fewer cannot be folded by question
@@ -44,16 +45,17 @@ class Calibrated:
     h: dict[str, np.ndarray]
 
 
-def asks(source: bank.Bank, axes: Sequence[bank.Axis], samples: int = 1, cross_sets: Sequence[str] = ()) -> list[Ask]:
-    """Every axis × pole × question of sets A and eval, and of `cross_sets`, × sample.
+def asks(
+    source: bank.Bank, axes: Sequence[bank.Axis], samples: int = 1, cross_sets: Sequence[str] = (), base: str = "A"
+) -> list[Ask]:
+    """Every axis × pole × question of the sets `base` and eval, and of `cross_sets`, × sample.
 
     Sets B and C come with their own wording of the instructions. Raises UserError where the bank lacks it.
     """
-    if unknown := [s for s in cross_sets if s not in CROSS_SETS]:
-        raise UserError(f"unknown set {unknown[0]!r} to compare with A; use some of {', '.join(CROSS_SETS)}")
+    _check_sets(base, cross_sets)
     found = []
     for axis in axes:
-        for set_ in (*SETS, *cross_sets):
+        for set_ in (base, EVALUATION, *cross_sets):
             for question in _questions(source, axis.id, set_):
                 for sign, pole in ((1, axis.positive), (-1, axis.negative)):
                     for sample in range(samples):
@@ -77,13 +79,21 @@ def asks(source: bank.Bank, axes: Sequence[bank.Axis], samples: int = 1, cross_s
     return found
 
 
+def _check_sets(base: str, cross_sets: Sequence[str]) -> None:
+    if base not in SETS:
+        raise UserError(f"unknown calibration set {base!r}; use one of {', '.join(SETS)}")
+    others = [s for s in SETS if s != base]
+    if unknown := [s for s in cross_sets if s not in others]:
+        raise UserError(f"unknown set {unknown[0]!r} to compare with {base}; use some of {', '.join(others)}")
+
+
 def _instruction(pole: bank.Pole, set_: str) -> str:
-    return pole.instruction_for(set_) if set_ in CROSS_SETS else pole.instruction
+    return pole.instruction_for(set_) if set_ in SETS else pole.instruction
 
 
 def _questions(source: bank.Bank, axis: str, set_: str) -> tuple[bank.Question, ...]:
-    """The set's questions; an axis of the user's own may do without the evaluation set, but not without set A."""
-    if set_ == "eval" and not any(q.axis == axis and q.set == "eval" for q in source.question_records):
+    """The set's questions; an axis of the user's own may do without the evaluation set, but not without the others."""
+    if set_ == EVALUATION and not any(q.axis == axis and q.set == EVALUATION for q in source.question_records):
         return ()
     return source.questions(axis, set=set_)
 
@@ -98,12 +108,13 @@ def settings(
     estimator: str = ESTIMATOR,
     control: bool = True,
     cross_sets: Sequence[str] = (),
+    base: str = "A",
 ) -> dict[str, Any]:
     """What the numbers were made from: ties a work folder and a calibration to model, texts, protocol and estimator.
 
     `control`: random weights read the responses too.
     """
-    made_from = collected_from(model, source, axes, protocol, samples, cross_sets)
+    made_from = collected_from(model, source, axes, protocol, samples, cross_sets, base)
     return made_from | {"estimator": estimator, "random_weights": control}
 
 
@@ -114,22 +125,25 @@ def collected_from(
     protocol: Protocol,
     samples: int = 1,
     cross_sets: Sequence[str] = (),
+    base: str = "A",
 ) -> dict[str, Any]:
     """What responses and their states were made from, whatever is then done with them."""
     device = model.mesh.devices.flat[0]
     return {
         "model": identity(model),
         "axes": [a.id for a in axes],
-        "bank": bank_hashes(source, axes, cross_sets),
+        "bank": bank_hashes(source, axes, cross_sets, base),
         "protocol": protocol.describe(),
         "samples": samples,
         "versions": {"mood_jax": mood_jax.__version__, "jax": jax.__version__, "device": device.device_kind},
     }
 
 
-def bank_hashes(source: bank.Bank, axes: Sequence[bank.Axis], cross_sets: Sequence[str] = ()) -> dict[str, str]:
+def bank_hashes(
+    source: bank.Bank, axes: Sequence[bank.Axis], cross_sets: Sequence[str] = (), base: str = "A"
+) -> dict[str, str]:
     """The content hash of every set that is asked."""
-    return {s: source.content_hash(s, axes=[a.id for a in axes]) for s in (*SETS, *cross_sets)}
+    return {s: source.content_hash(s, axes=[a.id for a in axes]) for s in (base, EVALUATION, *cross_sets)}
 
 
 def identity(model: Model) -> dict[str, Any]:
@@ -198,6 +212,7 @@ def run(
     estimator: str = ESTIMATOR,
     control: bool = True,
     cross_sets: Sequence[str] = (),
+    base: str = "A",
     workdir: Path | None = None,
     label: str | None = "calibration",
 ) -> Calibrated:
@@ -206,16 +221,16 @@ def run(
     Args:
         estimator: of `probes.estimators.ESTIMATORS`.
         control: a model with random weights reads all responses too; it takes the memory of the weights once more.
-        cross_sets: "B" and "C", whose directions are compared with those of set A.
+        base: the calibration set, "A", "B" or "C", that directions, scales and verdicts are made from.
+        cross_sets: others of them, whose directions are compared with those of the base.
 
     Raises UserError: see `calibrate`.
     """
     if estimator not in ESTIMATORS:
         raise UserError(f"unknown estimator {estimator!r}; use one of {', '.join(ESTIMATORS)}")
-    asked = asks(source, axes, samples, cross_sets)
-    made_from = settings(
-        model, source, axes, protocol, samples, estimator=estimator, control=control, cross_sets=cross_sets
-    )
+    asked = asks(source, axes, samples, cross_sets, base)
+    about = {"estimator": estimator, "control": control, "cross_sets": cross_sets, "base": base}
+    made_from = settings(model, source, axes, protocol, samples, **about)
     if workdir is not None:
         artifacts.check_workdir(workdir, "calibrate", made_from)
     collected = collect(
@@ -228,7 +243,7 @@ def run(
         claim=None if workdir is None else lambda: artifacts.claim_workdir(workdir, "calibrate", made_from),
         label=label,
     )
-    return analyse(axes, collected, protocol, made_from, estimator=estimator)
+    return analyse(axes, collected, protocol, made_from, estimator=estimator, base=base)
 
 
 def analyse(
@@ -238,15 +253,16 @@ def analyse(
     made_from: dict[str, Any],
     *,
     estimator: str = ESTIMATOR,
+    base: str = "A",
 ) -> Calibrated:
     """Responses and states → calibration. Pure: it needs no model."""
     readout = protocol.readout
     usable = collected.column("n_tokens") > 0
     set_of, axis_of, sign = (collected.column(name) for name in ("set", "axis", "sign"))
-    in_a = set_of == "A"
+    in_base = set_of == base
     for axis in axes:
         for s, pole in ((1, axis.positive), (-1, axis.negative)):
-            n = int((usable & in_a & (axis_of == axis.id) & (sign == s)).sum())
+            n = int((usable & in_base & (axis_of == axis.id) & (sign == s)).sum())
             if n < MIN_RESPONSES:
                 raise UserError(
                     f"axis {axis.id}: only {n} responses to the instruction {pole.name!r} have any token; the model "
@@ -254,7 +270,7 @@ def analyse(
                 )
     picked = {c: states[:, :, 0] for c, states in collected.states.items()}
     rms = {
-        condition: readouts.site_rms(readout, picked[condition][usable & in_a])
+        condition: readouts.site_rms(readout, picked[condition][usable & in_base])
         for condition in ("in_context", "random_in_context")
         if condition in picked
     }
@@ -263,7 +279,7 @@ def analyse(
     def rows_of(axis: bank.Axis, set_: str) -> np.ndarray:
         return np.flatnonzero((axis_of == axis.id) & (set_of == set_))
 
-    rows = [rows_of(a, "A") for a in axes]
+    rows = [rows_of(a, base) for a in axes]
     signs = [np.where(usable[r], sign[r], 0).astype(np.int32) for r in rows]
     question = collected.column("question")
     fit = functools.partial(_fit, estimator, protocol.seed)
@@ -294,16 +310,17 @@ def analyse(
         k=FOLDS,
         seed=protocol.seed,
     )
-    others = [s for s in (*CROSS_SETS, "eval") if (set_of == s).any()]
+    others = [s for s in (*SETS, EVALUATION) if s != base and (set_of == s).any()]
     for axis, block, direction in zip(axes, blocks, directions, strict=True):
-        held_out = np.flatnonzero((axis_of == axis.id) & (set_of == "eval") & usable)
-        block["evaluation"] = _evaluation(h["in_context"][held_out] @ np.asarray(direction.vector), sign[held_out])
+        held_out = rows_of(axis, EVALUATION)
+        pole = np.where(usable[held_out], sign[held_out], 0)
+        block["evaluation"] = _evaluation(h["in_context"][held_out] @ np.asarray(direction.vector), pole)
         block["empty_responses"] = int((~usable & (axis_of == axis.id)).sum())
-        of_set = {"A": direction}
+        of_set = {base: direction}
         for set_ in others:
             r = rows_of(axis, set_)
             of_set[set_] = fit(h["in_context"][r], np.where(usable[r], sign[r], 0).astype(np.int32), question[r])
-        block["cross_set_cosine"] = _cross_set_cosines(of_set)
+        block["cross_set_cosine"] = _cross_set_cosines(of_set, base)
     calibration = Calibration(
         axes=tuple(AxisNames(a.id, a.positive.name, a.negative.name) for a in axes),
         readout=readout,
@@ -336,10 +353,11 @@ def _compiled(estimator: str, n_folds: int) -> probes.Estimator:
     return jax.jit(estimator_named(estimator, n_folds))
 
 
-def _cross_set_cosines(directions: dict[str, probes.Direction]) -> dict[str, float | None]:
-    """Cosine of the directions of two sets, by "A-B"; None where a set has no direction. "A-eval" is always there."""
-    found: dict[str, float | None] = {"A-eval": None}
-    for first, second in (("A", "eval"), ("A", "B"), ("A", "C"), ("B", "C")):
+def _cross_set_cosines(directions: dict[str, probes.Direction], base: str) -> dict[str, float | None]:
+    """Cosine of the directions of two sets, by "A-B"; None where a set has no direction. That of the base with the
+    evaluation set is always there."""
+    found: dict[str, float | None] = {f"{base}-{EVALUATION}": None}
+    for first, second in ((base, EVALUATION), *itertools.combinations(SETS, 2)):
         if first in directions and second in directions:
             a, b = directions[first], directions[second]
             there = bool(a.ok) and bool(b.ok)
@@ -350,13 +368,13 @@ def _cross_set_cosines(directions: dict[str, probes.Direction]) -> dict[str, flo
 def _evaluation(x: np.ndarray, sign: np.ndarray) -> dict[str, Any] | None:
     """How the whole direction separates the poles on the evaluation questions, which it was not fitted on.
 
-    None when a pole has fewer than two usable responses there.
+    sign: 0 for a response without any token. None when a pole has fewer than two usable responses there.
     """
     if min((sign > 0).sum(), (sign < 0).sum()) < 2:
         return None
     values, signs = jnp.asarray(x), jnp.asarray(sign)
     return {
-        "n": len(x),
+        "n": int((sign != 0).sum()),
         "auc": float(probes.auc(values, signs)),
         "dprime": float(probes.dprime(values, signs)),
         "accuracy": float(probes.midpoint_accuracy(values, signs)),

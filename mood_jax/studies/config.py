@@ -39,7 +39,8 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.estimator = ""  # mean_difference, logistic or whitened; empty: that of a selected.json, else mean_difference
     config.random_weights = True  # a control with fresh parameters reads all calibration responses; it takes the
     # memory of the weights once more
-    config.cross_sets = ()  # B, C: directions from paraphrased instructions and other questions, to compare with A's
+    config.calibration_set = "A"  # A, B or C: whose instructions and questions the directions are made from
+    config.cross_sets = ()  # others of them (paraphrased instructions, other questions), whose directions are compared
     config.seed = 0
     config.samples = 1  # responses per instruction and question
     config.temperature = 0.7
@@ -135,6 +136,7 @@ def calibration_options(config: Any, model: Model) -> dict[str, Any]:
         "estimator": config.estimator or (selected.estimator if selected else calibrate.ESTIMATOR),
         "control": config.random_weights,
         "cross_sets": names(config.cross_sets),
+        "base": config.calibration_set,
     }
 
 

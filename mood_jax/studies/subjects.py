@@ -151,7 +151,7 @@ def measure(
 
 def _borrow(model: Model, reference: Calibrated) -> Borrowed:
     source, axes = bank.shipped(), [a.id for a in reference.calibration.axes]
-    usual = np.isin(reference.collected.column("set"), calibrate.SETS)
+    usual = np.isin(reference.collected.column("set"), ("A", calibrate.EVALUATION))
     records = [r for r, keep in zip(reference.collected.records, usual, strict=True) if keep]
     samples = 1 + max(r["sample"] for r in records)
     asks = calibrate.asks(source, source.axes(), samples)

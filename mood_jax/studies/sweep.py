@@ -1,0 +1,299 @@
+"""A sweep: models × calibration sets × seeds, each unit a calibration and a profile, whole or not there.
+
+A unit is made in a local scratch folder, where it resumes batch by batch, and then copied to its place in the work
+folder, a bucket or a local one. Its `done.json`, written last, holds what it was made from and the size and sha256 of
+every file: a unit without one, or with a file that differs, is made again. So no rename is asked of a bucket, and a
+process that is killed at any moment leaves nothing that looks whole and is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from mood_jax import artifacts, bank
+from mood_jax.errors import UserError
+from mood_jax.generation.model import Model
+from mood_jax.studies import calibrate, profile, save
+from mood_jax.studies import config as study
+
+DONE = "done.json"
+FORMAT = 1
+STATES = ("whole", "begun", "damaged", "missing")
+# What may differ between two runs that give the same numbers, and so does not belong to what a unit was made from.
+FREE = ("offline",)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One model under one calibration set and one seed; `name` is its folder in the sweep."""
+
+    model: str
+    set: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.set}/seed_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What stands in a unit's place: one of STATES, and why where it is damaged; its record where it is whole."""
+
+    state: str
+    reason: str = ""
+    record: Mapping[str, Any] | None = None
+
+
+def sweep_config(models: Mapping[str, ConfigDict], **changes: Any) -> ConfigDict:
+    """A sweep over these studies (name → `study_config`); `changes` override fields by name."""
+    config = ConfigDict()
+    config.models = ConfigDict(dict(models))
+    config.seeds = (0,)
+    config.sets = ("A",)  # calibration sets: A, B, C
+    config.states = False  # keep the reduced states of all responses beside the numbers
+    config.scratch = ""  # folder of unfinished units; empty: partial/ in a local workdir. A bucket needs one
+    config.profile = False  # write a profiler trace of the first unit that is made
+    config.update(changes)
+    return config
+
+
+def units(config: Any) -> tuple[Unit, ...]:
+    """All units, those of one model together. Raises UserError for a sweep without any, or with one twice."""
+    seeds, sets = tuple(config.seeds), study.names(config.sets)
+    if unknown := [s for s in sets if s not in calibrate.SETS]:
+        raise UserError(f"unknown calibration set {unknown[0]!r}; use some of {', '.join(calibrate.SETS)}")
+    if bad := [s for s in seeds if not isinstance(s, int) or isinstance(s, bool)]:
+        raise UserError(f"seeds must be whole numbers, not {bad[0]!r}")
+    if bad := [m for m in config.models if not m or m.startswith(".") or "/" in m]:
+        raise UserError(f"{bad[0]!r} cannot name a model of a sweep: it names a folder; leave out slashes")
+    found = tuple(Unit(m, s, seed) for m in sorted(config.models) for s in sets for seed in seeds)
+    if not found:
+        raise UserError("the sweep has no unit; give it at least one model, one set and one seed")
+    if len(set(found)) < len(found):
+        raise UserError("a seed is named twice in the sweep; name each once")
+    return found
+
+
+def shard(all_units: Sequence[Unit], text: str) -> tuple[Unit, ...]:
+    """The part "i/n" of the units, i from 0: neighbours, so that a part has few models. All for "".
+
+    Raises UserError for anything else.
+    """
+    if not text:
+        return tuple(all_units)
+    first, slash, last = text.partition("/")
+    if not (slash and first.isdecimal() and last.isdecimal() and 0 <= int(first) < int(last)):
+        raise UserError(f"--shard={text}: write i/n with 0 ≤ i < n, such as 0/4 … 3/4 for four parts")
+    i, n = int(first), int(last)
+    return tuple(all_units[i * len(all_units) // n : (i + 1) * len(all_units) // n])
+
+
+def unit_config(config: Any, unit: Unit) -> ConfigDict:
+    """The study of one unit. Raises UserError where the model's config is not one of a study."""
+    found = config.models[unit.model].copy_and_resolve_references()
+    missing = [f for f in ("seed", "calibration_set") if f not in found]
+    if missing:
+        raise UserError(f"models.{unit.model} lacks {missing[0]}; make it with mood_jax.studies.config.study_config()")
+    found.seed, found.calibration_set = unit.seed, unit.set
+    return found
+
+
+def made_from(config: Any, unit: Unit) -> dict[str, Any]:
+    """What a unit's numbers hang on, JSON-ready."""
+    fields = {k: v for k, v in unit_config(config, unit).items() if k not in FREE}
+    return json.loads(artifacts.json_bytes({**fields, "states_kept": bool(config.states)}))
+
+
+def check(place: epath.Path, wanted: Mapping[str, Any]) -> Check:
+    """Reads a unit's files and compares them with its record.
+
+    Raises UserError when it is whole but was made with other settings: the sweep's config has changed.
+    """
+    done = place / DONE
+    if not done.exists():
+        return Check("begun" if place.exists() else "missing")
+    try:
+        record = json.loads(done.read_bytes())
+        files, there = record["files"], record["settings"]
+        if record["format"] != FORMAT:
+            return Check("damaged", f"its record has format {record['format']}, not {FORMAT}")
+        for name, about in files.items():
+            path = place / name
+            if not path.exists():
+                return Check("damaged", f"{name} is missing")
+            data = path.read_bytes()
+            if len(data) != about["bytes"]:
+                return Check("damaged", f"{name} has {len(data)} bytes instead of {about['bytes']}")
+            if hashlib.sha256(data).hexdigest() != about["sha256"]:
+                return Check("damaged", f"the checksum of {name} differs")
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        return Check("damaged", f"{DONE} cannot be read ({type(e).__name__})")
+    for key in sorted({*there, *wanted}):
+        if there.get(key) != wanted.get(key):
+            raise UserError(
+                f"{place} was made with {key} = {there.get(key)!r}, and this sweep has {wanted.get(key)!r}; use another "
+                "--workdir, or the first sweep's settings"
+            )
+    return Check("whole", record=record)
+
+
+def publish(scratch: Path, place: epath.Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Copies what a unit has made to its place, its record last. Raises UserError when it cannot be written."""
+    files = {}
+    try:
+        if place.exists():
+            place.rmtree()  # of a damaged or killed attempt; its record goes with it
+        for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
+            name = path.relative_to(scratch).as_posix()
+            if name.split("/")[0] not in ("calibration", "profile"):
+                continue  # batches and what ties the scratch folder to its run
+            data = path.read_bytes()
+            _write(place / name, data)
+            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        record = {"format": FORMAT, "settings": dict(settings), "files": files, "summary": dict(summary)}
+        _write(place / DONE, artifacts.json_bytes(record))
+    except OSError as e:
+        raise UserError(
+            f"{place} could not be written ({e.strerror or e}); make room, then run the same command"
+        ) from e
+
+
+def _write(path: epath.Path, data: bytes) -> None:
+    """A local file is written under another name first; an object of a bucket appears whole or not at all."""
+    if is_local(path):
+        artifacts.write_bytes(Path(path), data)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def is_local(path: epath.Path | str) -> bool:
+    """Is it no bucket?"""
+    return "://" not in str(path)
+
+
+def run_unit(model: Model, config: Any, folder: Path, keep_states: bool) -> dict[str, Any]:
+    """Calibration and profile of one unit (resumably) in a local folder; its numbers, JSON-ready."""
+    source = study.source_bank(config)
+    axes = study.chosen_axes(config, source)
+    protocol = study.protocol(config, model, config.calibration_tokens)
+    made = calibrate.run(
+        model, source, axes, protocol, **study.calibration_options(config, model), workdir=folder, label=None
+    )
+    made.calibration.save(folder / "calibration")
+    artifacts.write_jsonl(folder / "calibration" / "responses.jsonl", made.collected.records)
+    measured, collected = profile.run(
+        model,
+        made.calibration,
+        study.protocol(config, model, config.profile_tokens),
+        source=source,
+        samples=config.samples,
+        scale=config.scale,
+        workdir=folder,
+        label=None,
+    )
+    measured.save(folder / "profile" / "profile.json")
+    artifacts.write_jsonl(folder / "profile" / "responses.jsonl", collected.records)
+    if keep_states:
+        save.collected(folder / "calibration", made.collected, protocol.readout)
+        save.collected(folder / "profile", collected, protocol.readout)
+    return {
+        "scale": config.scale,
+        "model": calibrate.identity(model)["name"],
+        "axes": {
+            a.axis.id: {
+                "mean": a.mean,
+                "ci95": list(a.ci95),
+                "auc": e["re_read"]["auc"],
+                "auc_ci95": e["re_read"]["auc_ci95"],
+                "verdict": e["verdict"],
+            }
+            for a, e in zip(measured.axes, made.calibration.evidence, strict=True)
+        },
+    }
+
+
+def scratch_folder(config: Any, workdir: epath.Path) -> Path:
+    """Where unfinished units are. Raises UserError for a bucket without `config.scratch`."""
+    if config.scratch:
+        return Path(config.scratch)
+    if not is_local(workdir):
+        raise UserError(f"{workdir} is a bucket; name a local folder for unfinished units: --config.scratch=/tmp/sweep")
+    return Path(workdir) / "partial"
+
+
+def run(
+    config: Any,
+    workdir: epath.Path,
+    chosen: Sequence[Unit],
+    *,
+    note: Callable[[str], None] = print,
+    around: Callable[[Unit], contextlib.AbstractContextManager] = lambda _: contextlib.nullcontext(),
+) -> dict[Unit, str]:
+    """Makes what is not whole of these units; a failure of one is noted and the next is made.
+
+    Args:
+        note: is told one line a unit.
+        around: a context in which a unit that is not there yet is made.
+
+    Returns the reason for every unit that could not be made. Raises UserError as `check` does, before any is made.
+    """
+    scratch = scratch_folder(config, workdir)
+    wanted = {unit: made_from(config, unit) for unit in chosen}
+    checks = {unit: check(workdir / "units" / unit.name, wanted[unit]) for unit in chosen}
+    failed: dict[Unit, str] = {}
+    loaded: tuple[str, Model] | None = None
+    for number, unit in enumerate(chosen, 1):
+        at = f"{number}/{len(chosen)} {unit.name}"
+        if checks[unit].state == "whole":
+            note(f"{at}: whole")
+            continue
+        if checks[unit].state == "damaged":
+            note(f"{at}: made again: {checks[unit].reason}")
+        own = unit_config(config, unit)
+        try:
+            if loaded is None or loaded[0] != unit.model:
+                loaded = None  # the one before has to go first
+                loaded = (unit.model, study.load(own))
+            folder = scratch / unit.name
+            with around(unit):
+                summary = run_unit(loaded[1], own, folder, config.states)
+            publish(folder, workdir / "units" / unit.name, wanted[unit], summary)
+            shutil.rmtree(folder)
+            real = sum(a["verdict"] == "real" for a in summary["axes"].values())
+            note(f"{at}: done, {real} of {len(summary['axes'])} axes real")
+        except UserError as e:
+            failed[unit] = str(e)
+            note(f"{at}: failed: {e}")
+    return failed
+
+
+def status(config: Any, workdir: epath.Path, chosen: Sequence[Unit]) -> Iterator[tuple[Unit, Check, int]]:
+    """Of every unit: what stands in its place, and how many batches are finished in the scratch folder."""
+    scratch = scratch_folder(config, workdir)
+    for unit in chosen:
+        found = check(workdir / "units" / unit.name, made_from(config, unit))
+        batches = len(list((scratch / unit.name).glob("units/*/*.safetensors"))) if found.state != "whole" else 0
+        if batches and found.state == "missing":
+            found = Check("begun")
+        yield unit, found, batches
+
+
+def axes_of(config: Any) -> tuple[str, ...]:
+    """The ids of the axes of all models, in the order of the bank."""
+    found: dict[str, None] = {}
+    for own in config.models.values():
+        source: bank.Bank = study.source_bank(own)
+        found |= dict.fromkeys(a.id for a in study.chosen_axes(own, source))
+    return tuple(found)
