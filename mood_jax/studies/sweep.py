@@ -142,8 +142,8 @@ def check(place: epath.Path, wanted: Mapping[str, Any]) -> Check:
     for key in sorted({*there, *wanted}):
         if there.get(key) != wanted.get(key):
             raise UserError(
-                f"{place} was made with {key} = {there.get(key)!r}, and this sweep has {wanted.get(key)!r}; use another "
-                "--workdir, or the first sweep's settings"
+                f"{place} was made with {key} = {there.get(key)!r}, and this sweep has {wanted.get(key)!r}; use "
+                "another --workdir, or the first sweep's settings"
             )
     return Check("whole", record=record)
 
@@ -164,9 +164,7 @@ def publish(scratch: Path, place: epath.Path, settings: Mapping[str, Any], summa
         record = {"format": FORMAT, "settings": dict(settings), "files": files, "summary": dict(summary)}
         _write(place / DONE, artifacts.json_bytes(record))
     except OSError as e:
-        raise UserError(
-            f"{place} could not be written ({e.strerror or e}); make room, then run the same command"
-        ) from e
+        raise UserError(f"{place} could not be written ({e.strerror or e}); run the same command again") from e
 
 
 def _write(path: epath.Path, data: bytes) -> None:
