@@ -13,6 +13,7 @@ import numpy as np
 from mood_jax.errors import UserError
 from mood_jax.generation import engine
 from mood_jax.generation.batching import Batch, check_ids, default_ids, make_batches, render_all
+from mood_jax.generation.rows import Rows
 from mood_jax.generation.model import Model
 from mood_jax.generation.reducers import parse_reducers
 from mood_jax.generation.sampling import Greedy, Sampler
@@ -74,11 +75,14 @@ class Plan:
     spec: engine.Spec
     seed: int
     prompt_slots: int
+    rows: Rows
 
     def run(self, k: int) -> Responses:
         """Generates batch k; its rows are `self.batches[k].rows`. Raises UserError when states are not finite."""
         batch = self.batches[k]
-        result = engine.run_batch(self.model, batch, self.ids, self.seed, self.spec, self.prompt_slots)
+        result = self.rows.smaller_when_out_of_memory(
+            batch, lambda part: engine.run_batch(self.model, part, self.ids, self.seed, self.spec, self.prompt_slots)
+        )
         ids = tuple(self.ids[r] for r in batch.rows)
         _check_finite(ids, result.bad)
         return Responses(
@@ -129,7 +133,8 @@ def plan(
         span=span,
     )
     longest = max(b.tokens.shape[1] for b in batches)
-    return Plan(model, tuple(names), tuple(rendered), tuple(batches), spec, seed, longest)
+    rows = Rows(model.mesh.shape["data"])
+    return Plan(model, tuple(names), tuple(rendered), tuple(batches), spec, seed, longest, rows)
 
 
 def generate(
@@ -220,10 +225,13 @@ class ReadPlan:
     count: np.ndarray  # int32 [N], states read
     sites: tuple[str, ...]
     reducers: tuple[Any, ...]
+    limit: Rows
 
     def run(self, k: int) -> np.ndarray:
         """The states of batch k, float32 [rows, sites, reducers, D]."""
-        batch = self.batches[k]
+        return self.limit.smaller_when_out_of_memory(self.batches[k], self._read)
+
+    def _read(self, batch: Batch) -> np.ndarray:
         B, rows = batch.tokens.shape[0], list(batch.rows)
         filled = rows + rows[:1] * (B - len(rows))
 
@@ -274,7 +282,8 @@ def plan_read(
     n = np.asarray([len(t) for t in tokens], np.int32)
     first, count = (prompt - 1, n + 1 - cut) if span == "article" else (prompt, n)
     batches = make_batches(sequences, batch_size, model.mesh.shape["data"])
-    return ReadPlan(model, ids, tuple(batches), first.astype(np.int32), count.astype(np.int32), names, kinds)
+    spans = (first.astype(np.int32), count.astype(np.int32))
+    return ReadPlan(model, ids, tuple(batches), *spans, names, kinds, Rows(model.mesh.shape["data"]))
 
 
 def _response_tokens(

@@ -83,6 +83,17 @@ def make_batches(sequences: Sequence[Sequence[int]], batch_size: int, divisor: i
     return batches
 
 
+def halves(batch: Batch, divisor: int = 1) -> list[Batch]:
+    """A batch as two of half its size (a multiple of `divisor`) and the same length; one where the second has no row."""
+    size = -(-len(batch.real) // 2 // divisor) * divisor
+    found = []
+    for start in range(0, len(batch.rows), size):
+        rows = batch.rows[start : start + size]
+        filled = [start + k if k < len(rows) else start for k in range(size)]
+        found.append(Batch(rows, batch.tokens[filled], batch.lengths[filled], np.arange(size) < len(rows)))
+    return found
+
+
 def render_all(chat: Chat, prompts: Sequence[Any]) -> list[Any]:
     """Every prompt rendered. Raises UserError for none at all, naming the first that cannot be rendered."""
     if isinstance(prompts, (str, bytes)):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mood_jax import artifacts, bank
 from mood_jax import readout as readouts
 from mood_jax.errors import UserError
+from mood_jax.generation import memory
 from mood_jax.generation.model import Model, load_model
 from mood_jax.generation.sampling import TopP
 from mood_jax.models.sharding import make_mesh
@@ -21,6 +22,7 @@ from mood_jax.studies.collect import Protocol, R
 from mood_jax.studies.store import StateStore, collect_grid, is_finished, open_store
 
 EMBEDDED = "embedded"
+LONGEST_PROMPT = 256  # tokens of a prompt, for the batch size; the bank's have fewer than half
 
 
 def study_config(model: str, **changes: Any) -> ConfigDict:
@@ -47,7 +49,7 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.top_p = 0.9
     config.calibration_tokens = 200  # budget of a calibration response
     config.profile_tokens = 384  # budget of a profile response
-    config.batch_size = 64  # rows decoded at once
+    config.batch_size = 64  # rows decoded at once; 0: as many as the memory formula allows (generation/memory.py)
     config.scale = "iqr"  # scaling of the printed score: iqr, article, pole or re_read (profile.json has all)
     config.state_dtype = "bfloat16"  # what ablate keeps its states in: bfloat16 or float32
     config.estimators = ESTIMATORS  # that ablate compares
@@ -118,14 +120,35 @@ def protocol(config: Any, model: Model, max_new_tokens: int) -> Protocol[Readout
         made, mine = selected.identity["model"], calibrate.identity(model)
         if made["fingerprint"] != mine["fingerprint"]:
             print(f"note: {config.readout} was selected on another checkpoint ({made.get('name')}) than {mine['name']}")
-    return _protocol(config, readout, max_new_tokens)
+    return _protocol(config, readout, max_new_tokens, _batch_size(config, model, readout, max_new_tokens))
 
 
-def _protocol(config: Any, readout: R, max_new_tokens: int) -> Protocol[R]:
+def _batch_size(config: Any, model: Model, readout: Readout | readouts.Grid, max_new_tokens: int) -> int:
+    """That of the config, or the largest that the memory formula allows."""
+    if config.batch_size:
+        return config.batch_size
+    limit = memory.device_limit(model.mesh)
+    found = memory.largest_batch(
+        model.config,
+        limit,
+        prompt=LONGEST_PROMPT,
+        new=max_new_tokens,
+        dtype=config.dtype,
+        sites=len(readout.sites),
+        reducers=len(readout.reducers),
+        data=config.mesh_data,
+        model=config.mesh_model,
+        copies=2 if config.random_weights else 1,
+    )
+    print(f"batch size: {found} rows fit {limit / 2**30:.1f} GiB a device with {memory.MARGIN:.0%} to spare")
+    return found
+
+
+def _protocol(config: Any, readout: R, max_new_tokens: int, batch_size: int) -> Protocol[R]:
     if config.samples < 1:
         raise UserError(f"samples must be at least 1, not {config.samples}")
     sampler = TopP(config.top_p, temperature=config.temperature)
-    return Protocol(readout, max_new_tokens, sampler, config.seed, config.batch_size)
+    return Protocol(readout, max_new_tokens, sampler, config.seed, batch_size)
 
 
 def calibration_options(config: Any, model: Model) -> dict[str, Any]:
@@ -155,7 +178,9 @@ def grid_store(config: Any, workdir: Path) -> StateStore:
         print(f"states: {folder}, of {made['name']} ({made['fingerprint'][:8]}…); the model is not loaded")
         return store
     model = load(config)
-    asking = _protocol(config, readouts.grid(model.config.n_layers, config.state_dtype), config.calibration_tokens)
+    grid = readouts.grid(model.config.n_layers, config.state_dtype)
+    batch_size = _batch_size(config, model, grid, config.calibration_tokens)
+    asking = _protocol(config, grid, config.calibration_tokens, batch_size)
     made_from = calibrate.collected_from(model, source, axes, asking, config.samples)
     artifacts.check_workdir(workdir, "ablate", made_from)
     return collect_grid(
@@ -186,7 +211,8 @@ def _fits(config: Any, source: bank.Bank, axes: tuple[bank.Axis, ...], store: St
         "revision": config.revision or None,
         "dtype": config.dtype,
     }
-    asking = _protocol(config, replace(store.grid, dtype=config.state_dtype), config.calibration_tokens)
+    batch_size = config.batch_size or made["protocol"]["batch_size"]
+    asking = _protocol(config, replace(store.grid, dtype=config.state_dtype), config.calibration_tokens, batch_size)
     return (
         all(made["model"][k] == v for k, v in model.items())
         and (made["model"]["plain_text"] or not config.plain_text)
