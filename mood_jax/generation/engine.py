@@ -36,6 +36,9 @@ ROOM = (
     64  # new tokens that the first cache of a batch holds; a full cache is replaced by one with GROWTH times the room
 )
 GROWTH = 4
+# Rows from which a step's time grows with them, rather than being that of reading the weights: a batch larger than this
+# is halved when half of its rows have ended.
+KNEE = {"cpu": 32, "gpu": 128, "tpu": 128}
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def decode_chunk(
     *,
     spec: Spec,
 ) -> tuple[State, jax.Array]:
-    """`spec.chunk` decode steps from step t0; the new state, and whether any row is still alive.
+    """`spec.chunk` decode steps from step t0; the new state, and how many rows are still alive and have budget left.
 
     `prompt_slots` is P, the padded prompt length: y_t goes into slot P + t.
     """
@@ -215,7 +218,7 @@ def decode_chunk(
         ), None
 
     state, _ = lax.scan(step, state, (times, ropes))
-    return state, (state.alive & (t0 + spec.chunk < spec.max_new_tokens)).any()
+    return state, (state.alive & (t0 + spec.chunk < spec.max_new_tokens)).sum()
 
 
 _grow = jax.jit(grow_cache, static_argnames=("length",))
@@ -230,6 +233,20 @@ def grow(state: State, slots: int) -> State:
     return state._replace(cache=tuple(layers))
 
 
+@jax.jit
+def _take(x: Any, rows: jax.Array) -> Any:
+    return jax.tree.map(lambda a: a[rows], x)
+
+
+def take(state: State, rows: jax.Array) -> State:
+    """The state of some rows. Layer by layer, as `grow`."""
+    layers = list(state.cache)
+    state = _take(state._replace(cache=()), rows)
+    for i, layer in enumerate(layers):
+        layers[i] = _take(layer, rows)
+    return state._replace(cache=tuple(layers))
+
+
 @partial(jax.jit, static_argnames=("spec",))
 def finish(state: State, *, spec: Spec) -> tuple[jax.Array, jax.Array]:
     """Accumulators → reduced states [B, sites, reducers, D], and which rows hold a NaN or Inf."""
@@ -241,6 +258,29 @@ def finish(state: State, *, spec: Spec) -> tuple[jax.Array, jax.Array]:
         axis=1,
     )
     return out, ~jnp.isfinite(out).all(axis=(1, 2, 3))
+
+
+class _Rows:
+    """What has been brought to the host of a batch's rows, some at a time."""
+
+    def __init__(self, n: int, spec: Spec):
+        self.spec = spec
+        self.tokens: list[np.ndarray] = [np.zeros(0, np.int32)] * n
+        self.eos, self.bad, self.read = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, np.int32)
+        shape = (n, len(spec.sites), len(spec.reducers), spec.config.d_model)
+        self.states = np.zeros(shape, np.float32)
+
+    def fetch(self, state: State, rows: np.ndarray, places: np.ndarray) -> None:
+        """Takes the rows `places` of a state, which are the batch's rows `rows`."""
+        bad = np.asarray(state.bad)
+        if self.spec.sites and self.spec.reducers:
+            states, broken = finish(state._replace(cache=()), spec=self.spec)
+            self.states[rows], bad = np.asarray(states)[places], bad | np.asarray(broken)
+        n, tokens = np.asarray(state.n), np.asarray(state.tokens)
+        for row, k in zip(rows, places, strict=True):
+            self.tokens[row] = tokens[k, : n[k]]
+        self.eos[rows], self.read[rows] = np.asarray(state.eos)[places], np.asarray(state.read)[places]
+        self.bad[rows] = bad[places]
 
 
 def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: Spec, prompt_slots: int) -> BatchResult:
@@ -262,8 +302,11 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
     if mesh.size > 1:
         cache_sharding = sharding(mesh, state.cache[0].k.shape, CACHE_AXES)
         state = state._replace(cache=jax.device_put(state.cache, cache_sharding))
-    # On accelerators the question "anyone alive?" is asked one chunk late, so that the device never waits for Python.
-    lag = 0 if mesh.devices.flat[0].platform == "cpu" else 1
+    # On accelerators the question "how many are alive?" is asked one chunk late, so that the device never waits for
+    # Python.
+    platform = mesh.devices.flat[0].platform
+    lag = 0 if platform == "cpu" else 1
+    found, rows = _Rows(B, spec), np.arange(B)
     flags: list[jax.Array] = []
     for c in range(spec.n_chunks):
         if spec.room(c) > room:
@@ -273,22 +316,19 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
             model.params, state, keys, lengths, jnp.int32(P), jnp.int32(c * spec.chunk), spec=spec
         )
         flags.append(alive)
-        if len(flags) > lag and not bool(flags[-1 - lag]):
+        left = len(rows) if len(flags) <= lag else int(flags[-1 - lag])
+        if left == 0:
             break
-    rows = len(batch.rows)
-    if spec.sites and spec.reducers:
-        states, broken = finish(state, spec=spec)
-    else:
-        states = jnp.zeros((B, len(spec.sites), len(spec.reducers), model.config.d_model), jnp.float32)
-        broken = jnp.zeros(B, bool)
-    n, tokens = np.asarray(state.n), np.asarray(state.tokens)
-    return BatchResult(
-        tokens=[tokens[i, : n[i]] for i in range(rows)],
-        eos=np.asarray(state.eos)[:rows],
-        read=np.asarray(state.read)[:rows],
-        states=np.asarray(states)[:rows],
-        bad=np.asarray(state.bad | broken)[:rows],
-    )
+        size = -(-len(rows) // 2 // mesh.shape["data"]) * mesh.shape["data"]
+        if left <= size < len(rows) and len(rows) > KNEE.get(platform, KNEE["gpu"]):
+            order = np.argsort(~np.asarray(state.alive), kind="stable")  # the living first
+            found.fetch(state, rows[order[size:]], order[size:])
+            kept = put(order[:size].astype(np.int32))
+            state, keys, lengths = take(state, kept), _take(keys, kept), _take(lengths, kept)
+            rows = rows[order[:size]]
+    found.fetch(state, rows, np.arange(len(rows)))
+    n = len(batch.rows)
+    return BatchResult(found.tokens[:n], found.eos[:n], found.read[:n], found.states[:n], found.bad[:n])
 
 
 @partial(jax.jit, static_argnames=("config", "sites", "reducers"))
