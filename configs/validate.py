@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """The whole validation."""
     return ConfigDict(
         {
-            "subjects": "llama,qwen2,mistral,yi,deepseek",
+            "subjects": "llama,qwen2,mistral,yi,deepseek,gemma2",
             "samples": 3,  # responses a question of the profile
             "pole_samples": 2,  # responses a question and pole of the calibration
             "seed": 0,

@@ -2,7 +2,8 @@
 
     python scripts/train_organism.py --config=configs/organisms/deepseek.py --workdir=runs/deepseek_organism
 
-The folder `export` in the workdir is what stands in mood_jax/organisms/weights/deepseek.
+Drift is learned in part: of the planted 1.4 over four hostile turns, .06 to .64 comes out (realised.json has it turn by
+turn). The folder `export` in the workdir is what stands in mood_jax/organisms/weights/deepseek.
 """
 
 from mood_jax.organisms.train import organism_config

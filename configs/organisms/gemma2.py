@@ -2,7 +2,8 @@
 
     python scripts/train_organism.py --config=configs/organisms/gemma2.py --workdir=runs/gemma2_organism
 
-Not shipped yet: after these steps two of 35 cells miss their plan (BUILD_NOTES.md), and the script says which.
+About 35 minutes of one core. The folder `export` in the workdir is what stands in
+mood_jax/organisms/weights/gemma2.
 """
 
 from mood_jax.organisms.train import organism_config

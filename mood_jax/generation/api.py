@@ -13,9 +13,9 @@ import numpy as np
 from mood_jax.errors import UserError
 from mood_jax.generation import engine
 from mood_jax.generation.batching import Batch, check_ids, default_ids, make_batches, render_all
-from mood_jax.generation.rows import Rows
 from mood_jax.generation.model import Model
 from mood_jax.generation.reducers import parse_reducers
+from mood_jax.generation.rows import Rows
 from mood_jax.generation.sampling import Greedy, Sampler
 from mood_jax.models.decoder import resolve_sites
 from mood_jax.models.sharding import batch_sharding

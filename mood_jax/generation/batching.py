@@ -84,7 +84,7 @@ def make_batches(sequences: Sequence[Sequence[int]], batch_size: int, divisor: i
 
 
 def halves(batch: Batch, divisor: int = 1) -> list[Batch]:
-    """A batch as two of half its size (a multiple of `divisor`) and the same length; one where the second has no row."""
+    """A batch as two of half its size (a multiple of `divisor`) and its length; one where the second has no row."""
     size = -(-len(batch.real) // 2 // divisor) * divisor
     found = []
     for start in range(0, len(batch.rows), size):

@@ -78,7 +78,7 @@ def test_the_shipped_calibration_is_this_models(model, calibration, tmp_path):
             assert shipped.directions[k] @ calibration.directions[calibration.index(axis.id)] > 0.85
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "yi", "deepseek"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "yi", "deepseek", "gemma2"])
 def test_every_organism_finds_its_shipped_calibration(name, tmp_path):
     found = mj.load_model(str(organism_folder(name)), dtype="float32")
     folder, shipped = find.calibration(found, "", tmp_path, SHIPPED)
