@@ -24,7 +24,8 @@ def main(config: Any, workdir: Path) -> None:
     clock.mark("load")
     protocol = study.protocol(config, model, config.calibration_tokens)
     options = study.calibration_options(config, model)
-    done = calibrate.run(model, source, axes, protocol, **options, workdir=workdir)
+    with cli.traced(workdir / "trace" if config.profile else None):
+        done = calibrate.run(model, source, axes, protocol, **options, workdir=workdir)
     folder = workdir / "calibration"
     done.calibration.save(folder)
     save.collected(folder, done.collected, protocol.readout)

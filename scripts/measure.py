@@ -29,9 +29,10 @@ def main(config: Any, workdir: Path) -> None:
     folder, calibration = find.calibration(model, config.calibration, workdir, SHIPPED)
     print(f"calibration: {folder}")
     protocol = study.protocol(config, model, config.profile_tokens)
-    measured, collected = profile.run(
-        model, calibration, protocol, source=source, samples=config.samples, scale=config.scale, workdir=workdir
-    )
+    with cli.traced(workdir / "trace" if config.profile else None):
+        measured, collected = profile.run(
+            model, calibration, protocol, source=source, samples=config.samples, scale=config.scale, workdir=workdir
+        )
     measured.save(workdir / "profile" / "profile.json")
     save.collected(workdir / "profile", collected, protocol.readout)
     text = tables.profile_table(measured)

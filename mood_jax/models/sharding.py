@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mood_jax.errors import UserError
 
@@ -57,7 +57,7 @@ def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = Non
     return Mesh(np.asarray(devices[: data * model]).reshape(data, model), ("data", "model"))
 
 
-def sharding(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
+def sharding(mesh: Mesh | AbstractMesh, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
     """The placement of an array whose dimensions have these logical names."""
     spec = []
     for size, axis in zip(shape, axes, strict=True):
@@ -66,7 +66,7 @@ def sharding(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> Na
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def param_sharding(mesh: Mesh, path: str, shape: Sequence[int]) -> NamedSharding:
+def param_sharding(mesh: Mesh | AbstractMesh, path: str, shape: Sequence[int]) -> NamedSharding:
     """The placement of the parameter at `path` ("block_0/attention/q")."""
     return sharding(mesh, shape, PARAM_AXES[path.rpartition("/")[2]])
 

@@ -55,6 +55,7 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.estimators = ESTIMATORS  # that ablate compares
     config.condition = "re_read"  # states that ablate compares readouts on: re_read or in_context
     config.published = ""  # a published ablation.json, which ablate reads instead of asking a model
+    config.profile = False  # calibrate and measure write a profiler trace to trace/, for TensorBoard
     config.calibration = ""  # folder of a calibration to measure with; empty: this workdir's, else a shipped one
     config.update(changes)
     return config

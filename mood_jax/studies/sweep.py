@@ -30,7 +30,7 @@ DONE = "done.json"
 FORMAT = 1
 STATES = ("whole", "begun", "damaged", "missing")
 # What may differ between two runs that give the same numbers, and so does not belong to what a unit was made from.
-FREE = ("offline",)
+FREE = ("offline", "profile")
 
 
 @dataclass(frozen=True)
