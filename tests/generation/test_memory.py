@@ -18,6 +18,7 @@ from mood_jax.generation.sampling import TopP
 from mood_jax.models import families
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import init_params
+from mood_jax.models.sharding import make_mesh
 from mood_jax.studies.config import _batch_size, study_config
 from tests.studies.tiny import checkpoint
 
@@ -105,6 +106,14 @@ def test_the_config_asks_for_the_largest_batch(tmp_path, monkeypatch, capsys):
     assert f"batch size: {found} rows fit 0.1 GiB a device with 10% to spare" in capsys.readouterr().out
     config.batch_size = 3
     assert _batch_size(config, model, readout, 16) == 3
+
+
+def test_the_limit_is_the_same_when_a_run_resumes():
+    mesh = make_mesh()
+    before = memory.device_limit(mesh)
+    held = np.ones(2**26, np.uint8)  # what is free changes, what the machine has does not
+    assert memory.device_limit(mesh) == before > 0
+    assert held.all()
 
 
 class OutOfMemory:
