@@ -185,7 +185,7 @@ def test_a_hub_id_without_a_network():
         ("--config.calibration_tokens=0", "max_new_tokens must be at least 1, not 0"),
         ("--config.calibration_tokens=-3", "max_new_tokens must be at least 1, not -3"),
         ("--config.samples=0", "samples must be at least 1, not 0"),
-        ("--config.batch_size=0", "the batch size must be at least 1, not 0"),
+        ("--config.batch_size=-1", "the batch size must be at least 1, not -1"),
         ("--config.top_p=1.5", r"top-p must lie in \(0, 1\], not 1\.5"),
         ("--config.temperature=0", "the temperature must be above 0, not 0"),
         ("--config.dtype=int8", "dtype 'int8' is unknown; use float32 or bfloat16"),

@@ -169,7 +169,8 @@ def test_calibrating_with_a_selected_readout(model, selected, path, tmp_path, mo
     """Its sites and reducer are read, its weights combine them, its estimator fits: spied on, against a plain loop."""
     seen = {}
 
-    def analyse(axes, collected, protocol, made_from, *, estimator):
+    def analyse(axes, collected, protocol, made_from, *, estimator, base):
+        assert base == "A"
         seen.update(collected=collected, protocol=protocol, made_from=made_from, estimator=estimator)
         raise KeyboardInterrupt
 
