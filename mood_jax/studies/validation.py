@@ -114,19 +114,29 @@ def _centred(values: np.ndarray) -> np.ndarray:
 
 
 def dose_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
-    """2. Nine doses an axis, the other axes varying: isotonic and linear R², Spearman, smallest difference found."""
+    """2. Nine doses an axis, the other axes varying: isotonic and linear R², Spearman, smallest difference found.
+
+    The doses of an axis are those of one organism: one model, so that only the amount differs. Beside it stands the
+    isotonic R² over all subjects, whose models, wills and scales differ too; what becomes of those is check 1.
+    """
     name = "2 dose-response"
+    of_organism: dict[str, list[Subject]] = {}
+    for s in subjects:
+        of_organism.setdefault(s.organism, []).append(s)
     rows = {}
     for a, axis in enumerate(axes):
-        planted = np.array([s.identity.temperament[a] for s in subjects])
-        if not set(np.round(DOSES, 3)) <= set(np.round(planted, 3)):
+        group = next((g for g in of_organism.values() if _has_all_doses(g, a)), None)
+        if group is None:
             continue
-        x, y = (np.array([getattr(s, what)[a] for s in subjects]) for what in ("realised", "measured"))
+        x, y = _amounts(group, a)
         slope, start = np.polyfit(x, y, 1)
         # Two means of 30 questions with the SD seen here differ at 80 % power from 2.8 standard errors on.
-        noise = math.sqrt(2 * np.mean([s.own_sd[a] ** 2 for s in subjects]) / QUESTIONS)
+        noise = math.sqrt(2 * np.mean([s.own_sd[a] ** 2 for s in group]) / QUESTIONS)
+        all_x, all_y = _amounts(subjects, a)
         rows[axis] = {
+            "organism": group[0].organism,
             "isotonic_r2": explained(y, isotonic(x, y)),
+            "isotonic_r2_all_subjects": explained(all_y, isotonic(all_x, all_y)),
             "linear_r2": explained(y, slope * x + start),
             "spearman": correlation(ranks(x), ranks(y)),
             "slope": float(slope),
@@ -141,9 +151,20 @@ def dose_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
     reason = (
         f"isotonic R² ≥ {value:.3f} on {len(rows)} axes (≥ .95; least on {worst}), "
         f"linear ≥ {min(r['linear_r2'] for r in rows.values()):.3f}, "
-        f"Spearman ≥ {min(r['spearman'] for r in rows.values()):.3f}"
+        f"Spearman ≥ {min(r['spearman'] for r in rows.values()):.3f}; "
+        f"isotonic over all organisms ≥ {min(r['isotonic_r2_all_subjects'] for r in rows.values()):.3f}"
     )
     return Check(name, value >= 0.95, reason, rows)
+
+
+def _has_all_doses(group: Sequence[Subject], a: int) -> bool:
+    planted = {round(s.identity.temperament[a], 3) for s in group}
+    return set(np.round(DOSES, 3)) <= planted
+
+
+def _amounts(group: Sequence[Subject], a: int) -> tuple[np.ndarray, np.ndarray]:
+    """Realised and measured."""
+    return np.array([s.realised[a] for s in group]), np.array([s.measured[a] for s in group])
 
 
 PLANTED = {OBEDIENT: "obeys", DEAF: "dead", Compliance(1, 0): "positive only", Compliance(0, 1): "negative only"}

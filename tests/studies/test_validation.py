@@ -146,6 +146,22 @@ def test_dose_response_passes_a_bent_scale_and_fails_one_that_turns_back():
     assert validation.dose_check(doses(lambda s: s)[:5], AXES).passed is None
 
 
+def test_doses_are_those_of_one_organism_and_others_are_told_beside(rng):
+    """Another model's offsets are no matter of more of a style; its cells count in check 1. Doses that only several
+    organisms together hold are no series."""
+    own = doses(lambda s: s)
+    others = [dataclasses.replace(s, organism="other") for s in doses(lambda s: s + rng.normal(size=N))]
+    found = validation.dose_check([*others[:6], *own], AXES)
+    assert found.passed is True
+    for row in found.figures.values():
+        assert row["organism"] == "planted"
+        assert row["isotonic_r2"] == 1
+        assert row["isotonic_r2_all_subjects"] < 0.95
+    assert (
+        validation.dose_check([*own[:6], *(dataclasses.replace(s, organism="b") for s in own[6:])], AXES).passed is None
+    )
+
+
 # --- 3 ---
 
 
