@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mood_jax import cli
+from mood_jax import cli, processes
 from mood_jax.reports import evidence, runs, tables
 from mood_jax.studies import calibrate, save
 from mood_jax.studies import config as study
@@ -30,7 +30,7 @@ def main(config: Any, workdir: Path) -> None:
     done.calibration.save(folder)
     save.collected(folder, done.collected, protocol.readout)
     text = tables.calibration_table(done.calibration)
-    runs.calibration_run(workdir / "tensorboard", done, text)
+    processes.on_first(lambda: runs.calibration_run(workdir / "tensorboard", done, text))
     clock.mark("calibrate")
     block = evidence.calibration_evidence(done.calibration)
     print(f"\n{block}" if block else "")
@@ -43,4 +43,4 @@ def main(config: Any, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, processes_allowed=True)

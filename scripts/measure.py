@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mood_jax import cli
+from mood_jax import cli, processes
 from mood_jax.organisms.export import planted_truth
 from mood_jax.organisms.grammar import AXES
 from mood_jax.reports import evidence, runs, tables
@@ -36,7 +36,7 @@ def main(config: Any, workdir: Path) -> None:
     measured.save(workdir / "profile" / "profile.json")
     save.collected(workdir / "profile", collected, protocol.readout)
     text = tables.profile_table(measured)
-    runs.profile_run(workdir / "tensorboard", measured, text)
+    processes.on_first(lambda: runs.profile_run(workdir / "tensorboard", measured, text))
     clock.mark("measure")
     block = evidence.profile_evidence(measured, calibration)
     print(f"\n{block}" if block else "")
@@ -57,4 +57,4 @@ def main(config: Any, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, processes_allowed=True)

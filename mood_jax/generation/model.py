@@ -16,7 +16,7 @@ from mood_jax.generation.chat import Chat
 from mood_jax.models.checkpoint import Checkpoint, flatten, load_checkpoint, unflatten
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import resolve_sites, run
-from mood_jax.models.sharding import batch_sharding
+from mood_jax.models.sharding import batch_sharding, put
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,8 @@ def forward(
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise UserError(f"tokens and mask must both be [B, T], not {tokens.shape} and {mask.shape}")
     names = resolve_sites(config, sites)
-    tokens = jax.device_put(tokens, batch_sharding(model.mesh, tokens.shape))
-    mask = jax.device_put(mask, batch_sharding(model.mesh, mask.shape))
-    logits, states = _forward(model.params, tokens, mask, config=config, sites=names)
+    placed = [put(x, batch_sharding(model.mesh, x.shape)) for x in (tokens, mask)]
+    logits, states = _forward(model.params, *placed, config=config, sites=names)
     found: dict[str, jax.Array] = {}
     blocks = [s for n, s in zip(names, states, strict=True) if n.startswith("resid_post@")]
     if blocks:

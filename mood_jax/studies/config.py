@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mood_jax import artifacts, bank
+from mood_jax import artifacts, bank, processes
 from mood_jax import readout as readouts
 from mood_jax.errors import UserError
 from mood_jax.generation import memory
@@ -71,13 +71,15 @@ def _check(config: Any) -> None:
 def load(config: Any) -> Model:
     """The config's model on its mesh."""
     name = str(embedded_folder()) if config.model == EMBEDDED else config.model
-    return load_model(
-        name,
-        dtype=config.dtype,
-        mesh=make_mesh(config.mesh_data, config.mesh_model),
-        revision=config.revision or None,
-        offline=config.offline,
-        plain_text=config.plain_text,
+    return processes.together(
+        lambda: load_model(
+            name,
+            dtype=config.dtype,
+            mesh=make_mesh(config.mesh_data, config.mesh_model),
+            revision=config.revision or None,
+            offline=config.offline,
+            plain_text=config.plain_text,
+        )
     )
 
 
@@ -128,7 +130,7 @@ def _batch_size(config: Any, model: Model, readout: Readout | readouts.Grid, max
     """That of the config, or the largest that the memory formula allows."""
     if config.batch_size:
         return config.batch_size
-    limit = memory.device_limit(model.mesh)
+    limit = processes.on_first(lambda: memory.device_limit(model.mesh))
     found = memory.largest_batch(
         model.config,
         limit,
