@@ -75,6 +75,8 @@ def run(
             print_header(config, keep_programs())
             main(config, Path(workdir_flag.value or "."))
             processes.finish()
+        except processes.Elsewhere:
+            processes.finish()
         except processes.SharedError as e:
             processes.finish()  # all are here
             if processes.is_first():
@@ -93,7 +95,9 @@ def run(
         try:
             call(argv)
         except SystemExit as e:
-            if processes.count() > 1 and not isinstance(e.__context__, processes.SharedError):
+            if processes.is_alone():
+                processes.finish()
+            elif not isinstance(e.__context__, processes.SharedError):
                 processes.abandon(int(e.code or 0))
             raise
         except BaseException:

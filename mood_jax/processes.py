@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,13 @@ R = TypeVar("R")
 AUTO = "auto"
 MESSAGE = 4096  # bytes that are exchanged at once; longer ones take a second round
 HEARTBEAT = 30  # seconds after which a process that has died takes the others with it
-_asking = False  # process 0 is within `on_first`: what it calls there is not for the others
+MONTH = 30 * 24 * 3600
+_alone = False  # process 0 does what the others do not: within `on_first`, or since they have left
+_leaving = False
+
+
+class Elsewhere(Exception):
+    """What is left to do needs no other process than the first: the end of every other one."""
 
 
 class SharedError(UserError):
@@ -56,7 +62,8 @@ def start(coordinator: str, number: int, this: int) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM; a killed run resumes anyway
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **named)
+        # Those that leave wait for process 0, whose analysis takes as long as it takes.
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=MONTH, **named)
     except (RuntimeError, ValueError) as e:
         reason = str(e).strip().partition("\n")[0][:160]
         raise UserError(f"--coordinator={coordinator}: the processes could not join ({reason})") from e
@@ -82,18 +89,18 @@ def on_first(work: Callable[[], R]) -> R:
 
     Its result must survive JSON unchanged (no tuples). Within `work`, other calls of `on_first` are plain calls.
     """
-    global _asking
-    if count() == 1 or _asking:
+    global _alone
+    if count() == 1 or _alone:
         return work()
     said: dict[str, Any] = {}
     if is_first():
-        _asking = True
+        _alone = True
         try:
             said = {"result": work()}
         except UserError as e:
             said = {"error": str(e)}
         finally:
-            _asking = False
+            _alone = False
     told = json.loads(_broadcast(json.dumps(said).encode()))
     if "error" in told:
         raise SharedError(told["error"])
@@ -119,6 +126,29 @@ def together(work: Callable[[], R]) -> R:
         if error := _content(row).decode(errors="replace"):
             raise SharedError(error if process == 0 else f"process {process}: {error}")
     return result  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def first_goes_on() -> Iterator[None]:
+    """A context in which the other processes may leave as soon as they are not needed: see `leave_others`."""
+    global _leaving
+    before, _leaving = _leaving, True
+    try:
+        yield
+    finally:
+        _leaving = before
+
+
+def leave_others() -> None:
+    """No computation together follows: within `first_goes_on`, raises `Elsewhere` in all processes but the first.
+
+    Elsewhere all stay, and do what process 0 does; what they write goes nowhere.
+    """
+    global _alone
+    if count() > 1 and _leaving:
+        if not is_first():
+            raise Elsewhere
+        _alone = True
 
 
 def shared(path: Path) -> Path:
@@ -185,8 +215,13 @@ def silence_others() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open as stdout does
 
 
+def is_alone() -> bool:
+    """Has process 0 nobody left who waits for it, other than at the end?"""
+    return count() == 1 or _alone
+
+
 def finish() -> None:
-    """Waits until all processes have come this far."""
+    """The end, where all wait for each other."""
     import jax
 
     if count() > 1:

@@ -24,13 +24,13 @@ def main(config: Any, workdir: Path) -> None:
     clock.mark("load")
     protocol = study.protocol(config, model, config.calibration_tokens)
     options = study.calibration_options(config, model)
-    with cli.traced(workdir / "trace" if config.profile else None):
+    with cli.traced(workdir / "trace" if config.profile else None), processes.first_goes_on():
         done = calibrate.run(model, source, axes, protocol, **options, workdir=workdir)
     folder = workdir / "calibration"
     done.calibration.save(folder)
     save.collected(folder, done.collected, protocol.readout)
     text = tables.calibration_table(done.calibration)
-    processes.on_first(lambda: runs.calibration_run(workdir / "tensorboard", done, text))
+    runs.calibration_run(workdir / "tensorboard", done, text)
     clock.mark("calibrate")
     block = evidence.calibration_evidence(done.calibration)
     print(f"\n{block}" if block else "")

@@ -29,14 +29,14 @@ def main(config: Any, workdir: Path) -> None:
     folder, calibration = find.calibration(model, config.calibration, workdir, SHIPPED)
     print(f"calibration: {folder}")
     protocol = study.protocol(config, model, config.profile_tokens)
-    with cli.traced(workdir / "trace" if config.profile else None):
+    with cli.traced(workdir / "trace" if config.profile else None), processes.first_goes_on():
         measured, collected = profile.run(
             model, calibration, protocol, source=source, samples=config.samples, scale=config.scale, workdir=workdir
         )
     measured.save(workdir / "profile" / "profile.json")
     save.collected(workdir / "profile", collected, protocol.readout)
     text = tables.profile_table(measured)
-    processes.on_first(lambda: runs.profile_run(workdir / "tensorboard", measured, text))
+    runs.profile_run(workdir / "tensorboard", measured, text)
     clock.mark("measure")
     block = evidence.profile_evidence(measured, calibration)
     print(f"\n{block}" if block else "")
