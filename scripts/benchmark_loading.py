@@ -68,7 +68,12 @@ print(json.dumps({"seconds": time.perf_counter() - start, "peak": status("VmHWM"
 
 def make_checkpoint(folder: Path, size: int, files: int, seed: int = 0) -> tuple[int, int]:
     """Writes the checkpoint, a block at a time; how many bytes its largest file has, and how many parameters."""
-    kinds = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32}
+    kinds: dict[str, Any] = {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    }
     ends, layer = 2 * 2 * 32000 * 4096, 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     hf = LlamaConfig(**kinds, vocab_size=32000, num_hidden_layers=max(1, round((size - ends) / layer)))
     hf.architectures = ["LlamaForCausalLM"]
@@ -130,6 +135,7 @@ def main(config: Any, workdir: Path) -> None:
                 if way == "load and write the cache":
                     shutil.rmtree(cache, ignore_errors=True)
                 found[way].append(measure(way, folder, config, cache))
+                print(f"{way}: {found[way][-1]['seconds']:.2f} s", flush=True)
     finally:
         if not config.keep:
             shutil.rmtree(folder, ignore_errors=True)

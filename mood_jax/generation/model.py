@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ def load_model(
     revision: str | None = None,
     offline: bool = False,
     plain_text: bool = False,
+    param_cache: str | Path = "",
 ) -> Model:
     """A checkpoint folder or hub id, ready to generate.
 
@@ -55,10 +57,13 @@ def load_model(
         dtype: "bfloat16" or "float32", for weights and activations; norms, softmax and reduced states are float32.
         mesh: from `make_mesh(data, model)`; the first device when None.
         plain_text: never use a chat template, as for base models.
+        param_cache: a folder where converted parameters are kept for the next start; "" for none.
 
     Raises UserError with one line for everything that can be wrong with a checkpoint.
     """
-    checkpoint = load_checkpoint(name, dtype=dtype, mesh=mesh, revision=revision, offline=offline)
+    checkpoint = load_checkpoint(
+        name, dtype=dtype, mesh=mesh, revision=revision, offline=offline, param_cache=param_cache
+    )
     chat = Chat.from_folder(checkpoint.folder, plain_text=plain_text)
     return Model(checkpoint, chat)
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
+from mood_jax import processes
 from mood_jax.errors import UserError
 from mood_jax.models import families, stored
 from mood_jax.models.config import DecoderConfig
@@ -172,8 +173,12 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     revision: str | None = None,
     offline: bool = False,
+    param_cache: str | Path = "",
 ) -> Checkpoint:
     """Loads a folder or hub id in `dtype` ("float32" or "bfloat16") onto `mesh` (default: the first device).
+
+    With a folder `param_cache` the parameters are taken from there when the checkpoint's files are still the same, else
+    left there for the next time (see `models.param_cache`). Several processes do without it.
 
     Raises UserError: no such checkpoint, unknown architecture, missing, extra, misshapen, truncated or NaN tensors.
     """
@@ -188,6 +193,33 @@ def load_checkpoint(
     files = tensor_files(folder)
     _check_names(folder, config, names, files)
 
+    def load() -> tuple[dict[str, jax.Array], str]:
+        params, digests = _read(files, names, shapes, mesh)
+        return params, _fingerprint(config, digests)
+
+    if param_cache and processes.count() == 1:
+        from mood_jax.models import param_cache as cached  # Orbax takes a second to import
+
+        place = cached.entry(param_cache, folder, [files[t] for t in names], dtype)
+        params, fingerprint = cached.restored(place, shapes, mesh, load)
+    else:
+        params, fingerprint = load()
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        revision=revision,
+        config=config,
+        params=unflatten(params),
+        mesh=mesh,
+        dtype=dtype,
+        fingerprint=fingerprint,
+    )
+
+
+def _read(
+    files: Mapping[str, Path], names: Mapping[str, str], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> tuple[dict[str, jax.Array], dict[str, str]]:
+    """Every parameter on its devices, and the digest of its tensor, by path."""
     params: dict[str, jax.Array] = {}
     digests: dict[str, str] = {}
     by_file: dict[Path, list[str]] = {}
@@ -208,16 +240,7 @@ def load_checkpoint(
                     jax.block_until_ready(params[path])
                     waiting = 0
         _check_finite(broken)
-    return Checkpoint(
-        name=name,
-        folder=folder,
-        revision=revision,
-        config=config,
-        params=unflatten(params),
-        mesh=mesh,
-        dtype=dtype,
-        fingerprint=_fingerprint(config, digests),
-    )
+    return params, digests
 
 
 def _checked(file: Path, tensor: str, there: Mapping[str, StoredTensor], shape: tuple[int, ...]) -> StoredTensor:

@@ -32,6 +32,7 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.revision = ""  # branch, tag or commit of a hub id; empty: its main branch
     config.offline = False  # take hub ids from the local cache alone
     config.dtype = "bfloat16"  # of weights and activations: bfloat16 or float32
+    config.param_cache = ""  # folder where converted parameters are kept, so that the next start is faster; "": none
     config.plain_text = False  # never use the chat template (base models)
     config.mesh_data = 1  # devices over which batch rows are spread
     config.mesh_model = 1  # devices over which heads, feed-forward and vocabulary are spread
@@ -79,6 +80,7 @@ def load(config: Any) -> Model:
             revision=config.revision or None,
             offline=config.offline,
             plain_text=config.plain_text,
+            param_cache=config.param_cache,
         )
     )
 

@@ -30,7 +30,7 @@ DONE = "done.json"
 FORMAT = 1
 STATES = ("whole", "begun", "damaged", "missing")
 # What may differ between two runs that give the same numbers, and so does not belong to what a unit was made from.
-FREE = ("offline", "profile")
+FREE = ("offline", "param_cache", "profile")
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,8 @@ def _checks(workdir: epath.Path, wanted: Mapping[Unit, Mapping[str, Any]]) -> di
         found = (check(workdir / "units" / unit.name, settings) for unit, settings in wanted.items())
         return [[c.state, c.reason] for c in found]
 
-    return {unit: Check(*said) for unit, said in zip(wanted, processes.on_first(look), strict=True)}
+    found = processes.on_first(look)
+    return {unit: Check(state, reason) for unit, (state, reason) in zip(wanted, found, strict=True)}
 
 
 def _hand_over(scratch: Path, place: epath.Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
