@@ -78,8 +78,9 @@ def run(
         except processes.Elsewhere:
             processes.finish()
         except processes.SharedError as e:
+            first = processes.is_first()
             processes.finish()  # all are here
-            if processes.is_first():
+            if first:
                 fail(str(e))
             sys.exit(2)
         except UserError as e:
