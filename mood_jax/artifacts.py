@@ -1,7 +1,8 @@
 """What is kept on disk, and how: safetensors with JSON beside it, JSONL for responses. No pickle.
 
 Every write goes to a temporary file in the same folder, is flushed to the disk, and renamed: a file with its final name
-is whole. JSON is sorted and holds no time, so that the same run writes the same bytes.
+is whole. JSON is sorted and holds no time, so that the same run writes the same bytes. Of several processes the first
+writes; the others come to the same lines and learn whether it could.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from mood_jax import probes
+from mood_jax import probes, processes
 from mood_jax.errors import UserError
 from mood_jax.probes import Scaling
 from mood_jax.readout import PRESETS, Readout, preset
@@ -38,6 +39,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     What a killed process left of an earlier attempt is removed too. Raises UserError naming the file.
     """
+    processes.on_first(lambda: _write_bytes(path, data))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +174,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def check_workdir(workdir: Path, name: str, settings: Mapping[str, Any]) -> None:
     """Raises UserError when `{name}.json` ties the folder to other settings, naming the first that differs."""
+    processes.on_first(lambda: _check_workdir(workdir, name, settings))
+
+
+def _check_workdir(workdir: Path, name: str, settings: Mapping[str, Any]) -> None:
     path = workdir / f"{name}.json"
     if not path.exists():
         return
@@ -187,9 +196,13 @@ def claim_workdir(workdir: Path, name: str, settings: Mapping[str, Any]) -> None
     To be called when there is something to keep, so that a command which fails at once ties no folder.
     Raises UserError as `check_workdir` does.
     """
-    check_workdir(workdir, name, settings)
-    if not (workdir / f"{name}.json").exists():
-        write_json(workdir / f"{name}.json", settings)
+
+    def claim() -> None:
+        _check_workdir(workdir, name, settings)
+        if not (workdir / f"{name}.json").exists():
+            write_json(workdir / f"{name}.json", settings)
+
+    processes.on_first(claim)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

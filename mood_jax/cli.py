@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from mood_jax import processes
 from mood_jax.compiled import keep_programs
 from mood_jax.errors import UserError
 
@@ -29,9 +31,10 @@ def run(
     default_config: str | None = None,
     needs_workdir: bool = True,
     bucket: bool = False,
+    processes_allowed: bool = False,
 ) -> None:
     """Parses flags, prints the resolved config, and calls main(config, workdir). `bucket`: the workdir may be one, and
-    main reads the flag itself.
+    main reads the flag itself. `processes_allowed`: main may run in several processes (see `mood_jax.processes`).
 
     Exit status: 0 when main returns, 2 with one line on stderr for a UserError, 1 and a traceback for a defect.
     """
@@ -39,6 +42,11 @@ def run(
         "config", default_config, "A configs/*.py file with get_config(); override fields with --config.field=value."
     )
     workdir_flag = flags.DEFINE_string("workdir", None, "Folder for everything that is written; made when missing.")
+    coordinator = flags.DEFINE_string(
+        "coordinator", "", "One of several processes: host:port of process 0, or auto on a TPU pod and under SLURM."
+    )
+    number = flags.DEFINE_integer("num_processes", 0, "How many processes there are; not with --coordinator=auto.")
+    this = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0; not with --coordinator=auto.")
 
     def call(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # jax tells at INFO which backends are not there
@@ -57,8 +65,24 @@ def run(
                     "(scripts/sweep.py writes to buckets)"
                 )
             config = _locked(config_flag.value)
+            if coordinator.value and not processes_allowed:
+                raise UserError("this script runs in one process; leave --coordinator out")
+            if coordinator.value:
+                processes.start(coordinator.value, number.value, this.value)
+                processes.silence_others()
+            elif number.present or this.present:
+                raise UserError("--num_processes and --process_id need --coordinator=host:port of process 0")
             print_header(config, keep_programs())
             main(config, Path(workdir_flag.value or "."))
+            processes.finish()
+        except processes.Elsewhere:
+            processes.finish()
+        except processes.SharedError as e:
+            first = processes.is_first()
+            processes.finish()  # all are here
+            if first:
+                fail(str(e))
+            sys.exit(2)
         except UserError as e:
             fail(str(e))
         except OSError as e:
@@ -67,8 +91,24 @@ def run(
             where = f": {e.filename}" if e.filename else ""
             fail(f"{os.strerror(e.errno)}{where}; mend it and run the same command again")
 
+    def call_and_end(argv: list[str]) -> None:
+        """A process that fails alone ends at once, since the others may never come to the place where it waits."""
+        try:
+            call(argv)
+        except SystemExit as e:
+            if processes.is_alone():
+                processes.finish()
+            elif not isinstance(e.__context__, processes.SharedError):
+                processes.abandon(int(e.code or 0))
+            raise
+        except BaseException:
+            if processes.count() > 1:
+                traceback.print_exc()
+                processes.abandon(1)
+            raise
+
     try:
-        app.run(call, flags_parser=_parse)
+        app.run(call_and_end, flags_parser=_parse)
     except UserError as e:
         fail(str(e))
 
@@ -138,7 +178,8 @@ def print_header(config: Any, programs: str = "not kept") -> None:
 
     devices = jax.devices()
     kind = devices[0].device_kind
-    print(f"mood_jax {mood_jax.__version__} · jax {jax.__version__} · {len(devices)} × {kind}")
+    of = f" of {processes.count()} processes" if processes.count() > 1 else ""
+    print(f"mood_jax {mood_jax.__version__} · jax {jax.__version__} · {len(devices)} × {kind}{of}")
     for key, value in sorted(_fields(config)):
         print(f"  {key} = {value}")
     print(f"compiled programs: {programs}")
@@ -149,7 +190,7 @@ def traced(folder: Path | None) -> contextlib.AbstractContextManager:
     """A context whose work the profiler writes to `folder`, for TensorBoard's profile page; nothing with None."""
     import jax
 
-    if folder is None:
+    if folder is None or not processes.is_first():
         return contextlib.nullcontext()
     print(f"profiling: tensorboard --logdir={folder} (with the package xprof)", flush=True)
     return jax.profiler.trace(str(folder))
@@ -197,6 +238,8 @@ class Clock:
 
 def print_paths(workdir: Path, names: list[str]) -> None:
     """What was written: every file under these folders of the workdir, with its size."""
+    if not processes.is_first():
+        return
     print("written:")
     for name in names:
         for path in sorted((workdir / name).rglob("*")):

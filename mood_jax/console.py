@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 import time
 
+from mood_jax import processes
+
 
 class Progress:
     """A line of progress on stderr with rate and time left: overwritten on a terminal, one line a step elsewhere.
 
-    `label` None prints nothing. `total` and `done` count units of `unit`; what a resumed run skips is not in the rate.
+    `label` None prints nothing, nor does any process but the first. `total` and `done` count units of `unit`; what a
+    resumed run skips is not in the rate.
     """
 
     def __init__(self, label: str | None, total: int, unit: str, skipped: int = 0):
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = label if processes.is_first() else None, total, unit
         self.done = self.skipped = skipped
         self.started = time.perf_counter()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mood_jax import cli
+from mood_jax import cli, processes
 from mood_jax.reports import evidence, runs, tables
 from mood_jax.studies import calibrate, save
 from mood_jax.studies import config as study
@@ -24,7 +24,7 @@ def main(config: Any, workdir: Path) -> None:
     clock.mark("load")
     protocol = study.protocol(config, model, config.calibration_tokens)
     options = study.calibration_options(config, model)
-    with cli.traced(workdir / "trace" if config.profile else None):
+    with cli.traced(workdir / "trace" if config.profile else None), processes.first_goes_on():
         done = calibrate.run(model, source, axes, protocol, **options, workdir=workdir)
     folder = workdir / "calibration"
     done.calibration.save(folder)
@@ -43,4 +43,4 @@ def main(config: Any, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, processes_allowed=True)

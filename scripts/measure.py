@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mood_jax import cli
+from mood_jax import cli, processes
 from mood_jax.organisms.export import planted_truth
 from mood_jax.organisms.grammar import AXES
 from mood_jax.reports import evidence, runs, tables
@@ -29,7 +29,7 @@ def main(config: Any, workdir: Path) -> None:
     folder, calibration = find.calibration(model, config.calibration, workdir, SHIPPED)
     print(f"calibration: {folder}")
     protocol = study.protocol(config, model, config.profile_tokens)
-    with cli.traced(workdir / "trace" if config.profile else None):
+    with cli.traced(workdir / "trace" if config.profile else None), processes.first_goes_on():
         measured, collected = profile.run(
             model, calibration, protocol, source=source, samples=config.samples, scale=config.scale, workdir=workdir
         )
@@ -57,4 +57,4 @@ def main(config: Any, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, processes_allowed=True)

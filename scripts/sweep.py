@@ -12,13 +12,14 @@ may be a bucket (gs://…) with --config.scratch=DIR for unfinished units.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from etils import epath
 
-from mood_jax import cli
+from mood_jax import cli, processes
 from mood_jax.compiled import CompileLog
 from mood_jax.errors import UserError
 from mood_jax.reports import sweeps
@@ -38,6 +39,8 @@ def main(config: Any, _: Path) -> None:
         if failed:
             unit, reason = next(iter(failed.items()))
             raise UserError(f"{len(failed)} of {len(chosen)} units could not be made; {unit.name}: {reason}")
+    if not processes.is_first():
+        return
     rows = list(sweep.status(config, workdir, every if STATUS.value else chosen))
     print(f"\n{sweeps.status_table(rows)}")
     whole = [(unit, found.record) for unit, found, _ in rows if found.record is not None]
@@ -48,10 +51,12 @@ def main(config: Any, _: Path) -> None:
 def make(config: Any, workdir: epath.Path, chosen: tuple[sweep.Unit, ...]) -> dict[sweep.Unit, str]:
     """Makes the units. Every program that is compiled goes to compiled.txt, those of SHOWN seconds to the terminal."""
     local = Path(workdir) if sweep.is_local(workdir) else sweep.scratch_folder(config, workdir)
-    local.mkdir(parents=True, exist_ok=True)
+    if processes.is_first():
+        local.mkdir(parents=True, exist_ok=True)
     trace = [local / "trace"] if config.profile else []
 
-    with (local / "compiled.txt").open("a", encoding="utf-8") as file:
+    told = local / "compiled.txt" if processes.is_first() else Path(os.devnull)
+    with told.open("a", encoding="utf-8") as file:
 
         def tell(seconds: float, line: str) -> None:
             print(f"{seconds:.2f} s {line}", file=file, flush=True)
@@ -70,4 +75,4 @@ def make(config: Any, workdir: epath.Path, chosen: tuple[sweep.Unit, ...]) -> di
 
 
 if __name__ == "__main__":
-    cli.run(main, bucket=True)
+    cli.run(main, bucket=True, processes_allowed=True)

@@ -17,8 +17,9 @@ from mood_jax.generation.model import Model
 from mood_jax.generation.reducers import parse_reducers
 from mood_jax.generation.rows import Rows
 from mood_jax.generation.sampling import Greedy, Sampler
+from mood_jax.models import sharding
 from mood_jax.models.decoder import resolve_sites
-from mood_jax.models.sharding import batch_sharding
+from mood_jax.models.sharding import batch_sharding, to_host
 
 DEFAULT_REDUCERS = ("decay_0.9", "mean", "last")
 
@@ -236,7 +237,7 @@ class ReadPlan:
         filled = rows + rows[:1] * (B - len(rows))
 
         def put(x: np.ndarray) -> jax.Array:
-            return jax.device_put(x, batch_sharding(self.model.mesh, x.shape))
+            return sharding.put(x, batch_sharding(self.model.mesh, x.shape))
 
         states = engine.read_batch(
             self.model.params,
@@ -249,8 +250,8 @@ class ReadPlan:
             reducers=self.reducers,
         )
         bad = ~jnp.isfinite(states).all(axis=(1, 2, 3))
-        _check_finite([self.ids[r] for r in rows], np.asarray(bad)[: len(rows)])
-        return np.asarray(states)[: len(rows)]
+        _check_finite([self.ids[r] for r in rows], to_host(bad)[: len(rows)])
+        return to_host(states)[: len(rows)]
 
     def run_all(self) -> Iterator[tuple[Batch, np.ndarray]]:
         for k, batch in enumerate(self.batches):

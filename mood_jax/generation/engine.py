@@ -26,9 +26,10 @@ from mood_jax.generation import reducers as red
 from mood_jax.generation.batching import Batch
 from mood_jax.generation.model import Model
 from mood_jax.generation.sampling import Sampler, response_keys, sample
+from mood_jax.models import sharding as placing
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import Cache, grow_cache, init_cache, rotary, run
-from mood_jax.models.sharding import CACHE_AXES, batch_sharding, sharding
+from mood_jax.models.sharding import CACHE_AXES, batch_sharding, sharding, spans_processes, to_host
 
 Span = Literal["response", "article"]
 CHUNK = 16  # decode steps per jitted call
@@ -272,14 +273,14 @@ class _Rows:
 
     def fetch(self, state: State, rows: np.ndarray, places: np.ndarray) -> None:
         """Takes the rows `places` of a state, which are the batch's rows `rows`."""
-        bad = np.asarray(state.bad)
+        bad = to_host(state.bad)
         if self.spec.sites and self.spec.reducers:
             states, broken = finish(state._replace(cache=()), spec=self.spec)
-            self.states[rows], bad = np.asarray(states)[places], bad | np.asarray(broken)
-        n, tokens = np.asarray(state.n), np.asarray(state.tokens)
+            self.states[rows], bad = to_host(states)[places], bad | to_host(broken)
+        n, tokens = to_host(state.n), to_host(state.tokens)
         for row, k in zip(rows, places, strict=True):
             self.tokens[row] = tokens[k, : n[k]]
-        self.eos[rows], self.read[rows] = np.asarray(state.eos)[places], np.asarray(state.read)[places]
+        self.eos[rows], self.read[rows] = to_host(state.eos)[places], to_host(state.read)[places]
         self.bad[rows] = bad[places]
 
 
@@ -292,7 +293,7 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
     row_ids += row_ids[:1] * (B - len(row_ids))
 
     def put(x: np.ndarray) -> jax.Array:
-        return jax.device_put(x, batch_sharding(mesh, x.shape))
+        return placing.put(x, batch_sharding(mesh, x.shape))
 
     keys, lengths = put(response_keys(seed, row_ids)), put(batch.lengths)
     room = spec.room(0)
@@ -306,6 +307,8 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
     # Python.
     platform = mesh.devices.flat[0].platform
     lag = 0 if platform == "cpu" else 1
+    # Rows are not left behind where those that go on would have to change processes, their cache with them.
+    knee = B if spans_processes(mesh) else KNEE.get(platform, KNEE["gpu"])
     found, rows = _Rows(B, spec), np.arange(B)
     flags: list[jax.Array] = []
     for c in range(spec.n_chunks):
@@ -316,11 +319,11 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
             model.params, state, keys, lengths, jnp.int32(P), jnp.int32(c * spec.chunk), spec=spec
         )
         flags.append(alive)
-        left = len(rows) if len(flags) <= lag else int(flags[-1 - lag])
+        left = len(rows) if len(flags) <= lag else int(to_host(flags[-1 - lag]))
         if left == 0:
             break
         size = -(-len(rows) // 2 // mesh.shape["data"]) * mesh.shape["data"]
-        if left <= size < len(rows) and len(rows) > KNEE.get(platform, KNEE["gpu"]):
+        if left <= size < len(rows) and len(rows) > knee:
             order = np.argsort(~np.asarray(state.alive), kind="stable")  # the living first
             found.fetch(state, rows[order[size:]], order[size:])
             kept = put(order[:size].astype(np.int32))

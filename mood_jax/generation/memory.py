@@ -131,12 +131,13 @@ def device_limit(mesh: Mesh) -> int:
 
     Not of what is free just now: the same command has to find the same batch size when it resumes.
     """
-    stats = mesh.devices.flat[0].memory_stats() or {}
+    local = mesh.local_devices
+    stats = local[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     with open("/proc/meminfo", encoding="ascii") as f:
         whole = next(int(line.split()[1]) for line in f if line.startswith("MemTotal:"))
-    return whole * 1024 // 2 // mesh.size
+    return whole * 1024 // 2 // len(local)
 
 
 def _abstract(data: int, model: int) -> jax.sharding.AbstractMesh:

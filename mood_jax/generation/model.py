@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from mood_jax.generation.chat import Chat
 from mood_jax.models.checkpoint import Checkpoint, flatten, load_checkpoint, unflatten
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import resolve_sites, run
-from mood_jax.models.sharding import batch_sharding
+from mood_jax.models.sharding import batch_sharding, put
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def load_model(
     revision: str | None = None,
     offline: bool = False,
     plain_text: bool = False,
+    param_cache: str | Path = "",
 ) -> Model:
     """A checkpoint folder or hub id, ready to generate.
 
@@ -55,10 +57,13 @@ def load_model(
         dtype: "bfloat16" or "float32", for weights and activations; norms, softmax and reduced states are float32.
         mesh: from `make_mesh(data, model)`; the first device when None.
         plain_text: never use a chat template, as for base models.
+        param_cache: a folder where converted parameters are kept for the next start; "" for none.
 
     Raises UserError with one line for everything that can be wrong with a checkpoint.
     """
-    checkpoint = load_checkpoint(name, dtype=dtype, mesh=mesh, revision=revision, offline=offline)
+    checkpoint = load_checkpoint(
+        name, dtype=dtype, mesh=mesh, revision=revision, offline=offline, param_cache=param_cache
+    )
     chat = Chat.from_folder(checkpoint.folder, plain_text=plain_text)
     return Model(checkpoint, chat)
 
@@ -120,9 +125,8 @@ def forward(
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise UserError(f"tokens and mask must both be [B, T], not {tokens.shape} and {mask.shape}")
     names = resolve_sites(config, sites)
-    tokens = jax.device_put(tokens, batch_sharding(model.mesh, tokens.shape))
-    mask = jax.device_put(mask, batch_sharding(model.mesh, mask.shape))
-    logits, states = _forward(model.params, tokens, mask, config=config, sites=names)
+    placed = [put(x, batch_sharding(model.mesh, x.shape)) for x in (tokens, mask)]
+    logits, states = _forward(model.params, *placed, config=config, sites=names)
     found: dict[str, jax.Array] = {}
     blocks = [s for n, s in zip(names, states, strict=True) if n.startswith("resid_post@")]
     if blocks:

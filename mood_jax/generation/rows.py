@@ -10,6 +10,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from mood_jax import processes
 from mood_jax.errors import UserError
 from mood_jax.generation.batching import Batch, halves
 
@@ -39,6 +40,11 @@ class Rows:
             except jax.errors.JaxRuntimeError as e:
                 if "RESOURCE_EXHAUSTED" not in str(e) and "out of memory" not in str(e).lower():
                     raise
+                if processes.count() > 1:
+                    raise UserError(
+                        f"the device runs out of memory with {size} rows, and several processes cannot halve a batch "
+                        "together; set config.batch_size to fewer rows"
+                    ) from e
                 if size <= self.divisor:
                     raise UserError(
                         f"the device runs out of memory with {size} row(s) of {batch.tokens.shape[1]} tokens; use more "

@@ -6,10 +6,9 @@ NaN. Pickle checkpoints are refused and remote code is never run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mood_jax import processes
 from mood_jax.errors import UserError
-from mood_jax.models import families
+from mood_jax.models import families, stored
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import param_shapes
 from mood_jax.models.sharding import make_mesh, param_sharding
+from mood_jax.models.stored import StoredTensor
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-STORED = ("F64", "F32", "F16", "BF16")  # what a tensor may be in the file, in the words of safetensors
 HUB_FILES = [
     "config.json",
     "generation_config.json",
@@ -41,7 +40,7 @@ HUB_FILES = [
     "merges.txt",
     "chat_template*",
 ]
-SAMPLE_BYTES = 1 << 16  # of each tensor, evenly spread, that enter the fingerprint
+IN_FLIGHT = 1 << 28  # bytes of host memory that may wait for their way to the devices
 # Buffers that old exports carry and that are functions of the config: the only tensors that may be left over.
 DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
 
@@ -149,21 +148,12 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder} holds no model*.safetensors; is the download complete?")
     found: dict[str, Path] = {}
     for file in files:
-        with _open(file) as f:
-            for name in f.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
+        with stored.open_tensors(file) as there:
+            for name in there:
                 if name in found:
                     raise UserError(f"tensor {name} stands in both {found[name].name} and {file.name}; remove one file")
                 found[name] = file
     return found
-
-
-@contextlib.contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="numpy") as f:
-            yield f
-    except SafetensorError as e:
-        raise UserError(f"{file} is truncated or damaged ({e}); download the file again") from e
 
 
 def hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -183,8 +173,12 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     revision: str | None = None,
     offline: bool = False,
+    param_cache: str | Path = "",
 ) -> Checkpoint:
     """Loads a folder or hub id in `dtype` ("float32" or "bfloat16") onto `mesh` (default: the first device).
+
+    With a folder `param_cache` the parameters are taken from there when the checkpoint's files are still the same, else
+    left there for the next time (see `models.param_cache`). Several processes do without it.
 
     Raises UserError: no such checkpoint, unknown architecture, missing, extra, misshapen, truncated or NaN tensors.
     """
@@ -199,38 +193,17 @@ def load_checkpoint(
     files = tensor_files(folder)
     _check_names(folder, config, names, files)
 
-    params: dict[str, jax.Array] = {}
-    digests: dict[str, str] = {}
-    broken: dict[str, jax.Array] = {}
-    by_file: dict[Path, list[str]] = {}
-    for tensor in names:
-        by_file.setdefault(files[tensor], []).append(tensor)
-    for file, tensors in sorted(by_file.items()):
-        with _open(file) as f:
-            stored = set(f.keys())
-            for tensor in tensors:
-                if tensor not in stored:
-                    raise UserError(f"{file} lacks the tensor {tensor}, which the index puts there; download it again")
-                path = names[tensor]
-                want = shapes[path]
-                header = f.get_slice(tensor)
-                if tuple(header.get_shape()) != hf_shape(path, want.shape):
-                    raise UserError(
-                        f"{file.name}: tensor {tensor} has shape {tuple(header.get_shape())}, and the config asks for "
-                        f"{hf_shape(path, want.shape)}; config.json and weights do not belong together"
-                    )
-                if header.get_dtype() not in STORED:
-                    raise UserError(
-                        f"{file.name}: tensor {tensor} is {header.get_dtype()}; quantised checkpoints are not "
-                        "supported, use the float original"
-                    )
-                value = f.get_tensor(tensor)
-                digests[path] = _digest(value)
-                host = value.astype(want.dtype).reshape(want.shape)
-                params[path] = _place(host, mesh, path)
-                broken[tensor] = _not_finite(params[path])
-        _check_finite(broken)
-        broken.clear()
+    def load() -> tuple[dict[str, jax.Array], str]:
+        params, digests = _read(files, names, shapes, mesh)
+        return params, _fingerprint(config, digests)
+
+    if param_cache and processes.count() == 1:
+        from mood_jax.models import param_cache as cached  # Orbax takes a second to import
+
+        place = cached.entry(param_cache, folder, [files[t] for t in names], dtype)
+        params, fingerprint = cached.restored(place, shapes, mesh, load)
+    else:
+        params, fingerprint = load()
     return Checkpoint(
         name=name,
         folder=folder,
@@ -239,8 +212,53 @@ def load_checkpoint(
         params=unflatten(params),
         mesh=mesh,
         dtype=dtype,
-        fingerprint=_fingerprint(config, digests),
+        fingerprint=fingerprint,
     )
+
+
+def _read(
+    files: Mapping[str, Path], names: Mapping[str, str], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> tuple[dict[str, jax.Array], dict[str, str]]:
+    """Every parameter on its devices, and the digest of its tensor, by path."""
+    params: dict[str, jax.Array] = {}
+    digests: dict[str, str] = {}
+    by_file: dict[Path, list[str]] = {}
+    for tensor in names:
+        by_file.setdefault(files[tensor], []).append(tensor)
+    for file, tensors in sorted(by_file.items()):
+        broken: dict[str, jax.Array] = {}
+        waiting = 0
+        with stored.open_tensors(file) as there:
+            for tensor in tensors:
+                path = names[tensor]
+                found = _checked(file, tensor, there, hf_shape(path, shapes[path].shape))
+                digests[path] = found.digest()
+                params[path] = _place(found, shapes[path], mesh, path)
+                broken[tensor] = _not_finite(params[path])
+                waiting += found.size
+                if waiting > IN_FLIGHT:
+                    jax.block_until_ready(params[path])
+                    waiting = 0
+        _check_finite(broken)
+    return params, digests
+
+
+def _checked(file: Path, tensor: str, there: Mapping[str, StoredTensor], shape: tuple[int, ...]) -> StoredTensor:
+    """The tensor of an open file. Raises UserError where it is not there, misshapen or no float."""
+    if tensor not in there:
+        raise UserError(f"{file} lacks the tensor {tensor}, which the index puts there; download it again")
+    found = there[tensor]
+    if found.shape != shape:
+        raise UserError(
+            f"{file.name}: tensor {tensor} has shape {found.shape}, and the config asks for {shape}; config.json and "
+            "weights do not belong together"
+        )
+    if found.kind not in stored.DTYPES:
+        raise UserError(
+            f"{file.name}: tensor {tensor} is {found.kind}; quantised checkpoints are not supported, use the float "
+            "original"
+        )
+    return found
 
 
 def _check_names(folder: Path, config: DecoderConfig, names: Mapping[str, str], files: Mapping[str, Path]) -> None:
@@ -262,20 +280,39 @@ def _check_names(folder: Path, config: DecoderConfig, names: Mapping[str, str], 
 
 def _check_tied_copy(files: Mapping[str, Path]) -> None:
     """A tied head that is stored nevertheless must be the embedding, or a reader would silently ignore it."""
-    with _open(files["lm_head.weight"]) as a, _open(files["model.embed_tokens.weight"]) as b:
-        if not np.array_equal(a.get_tensor("lm_head.weight"), b.get_tensor("model.embed_tokens.weight")):
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    with stored.open_tensors(files[head]) as a, stored.open_tensors(files[embedding]) as b:
+        if a[head].kind not in stored.DTYPES or not a[head].equals(b[embedding]):
             raise UserError(
                 "config.json ties the output head to the embedding, but the file holds another lm_head.weight; "
                 "set tie_word_embeddings to false in config.json"
             )
 
 
-def _place(host: np.ndarray, mesh: Mesh, path: str) -> jax.Array:
-    return jax.make_array_from_callback(host.shape, param_sharding(mesh, path, host.shape), lambda i: host[i])
+def _place(tensor: StoredTensor, like: jax.ShapeDtypeStruct, mesh: Mesh, path: str) -> jax.Array:
+    """The parameter on its devices. A part that several devices hold is read once, and one that none of this process'
+    holds not at all."""
+    placement = param_sharding(mesh, path, like.shape)
+    of_device = {
+        device: tuple((s.start or 0, n if s.stop is None else s.stop) for s, n in zip(index, like.shape, strict=True))
+        for device, index in placement.addressable_devices_indices_map(like.shape).items()
+    }
+    bounds = list(dict.fromkeys(of_device.values()))
+    parts = dict(zip(bounds, tensor.parts(like.shape, like.dtype, bounds), strict=True))
+    arrays = [jax.device_put(parts[bounds], device) for device, bounds in of_device.items()]
+    return jax.make_array_from_single_device_arrays(like.shape, placement, arrays)
+
+
+def _not_finite(x: jax.Array) -> jax.Array:
+    """Of the parts that this process holds: nothing here waits for another one."""
+    if x.is_fully_addressable:
+        return _any_not_finite(x)
+    flags = [_any_not_finite(shard.data) for shard in x.addressable_shards]
+    return jnp.asarray([bool(f) for f in flags]).any()
 
 
 @jax.jit
-def _not_finite(x: jax.Array) -> jax.Array:
+def _any_not_finite(x: jax.Array) -> jax.Array:
     return ~jnp.isfinite(x).all()
 
 
@@ -283,19 +320,6 @@ def _check_finite(broken: Mapping[str, jax.Array]) -> None:
     for tensor, flag in broken.items():
         if bool(flag):
             raise UserError(f"tensor {tensor} holds NaN or infinite values; download the checkpoint again")
-
-
-def _digest(value: np.ndarray) -> str:
-    """sha256 of dtype, shape and up to 64 KiB of the tensor's bytes, in 64 evenly spaced pieces."""
-    raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-    h = hashlib.sha256(f"{value.dtype} {value.shape} ".encode())
-    if raw.size <= SAMPLE_BYTES:
-        h.update(raw.data)
-    else:
-        piece = SAMPLE_BYTES // 64
-        for start in np.linspace(0, raw.size - piece, 64).astype(np.int64):
-            h.update(raw[start : start + piece].data)
-    return h.hexdigest()
 
 
 def _fingerprint(config: DecoderConfig, digests: Mapping[str, str]) -> str:

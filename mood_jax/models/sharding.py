@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from mood_jax import processes
 from mood_jax.errors import UserError
 
 RULES: dict[str, str | None] = {
@@ -50,10 +52,20 @@ CACHE_AXES = ("batch", "kv_heads", None, None)  # K and V differ in the order of
 
 
 def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of data × model devices. Raises UserError when there are not as many."""
+    """A mesh of data × model devices, those of one process next to each other along `model`.
+
+    Raises UserError when there are not as many, or when a process would have no device in it.
+    """
     devices = list(jax.devices() if devices is None else devices)
     if data * model > len(devices) or data < 1 or model < 1:
         raise UserError(f"a mesh of {data} × {model} needs {data * model} devices, and {len(devices)} are here")
+    taking_part = {d.process_index for d in devices[: data * model]}
+    if len(taking_part) < processes.count():
+        raise UserError(
+            f"a mesh of {data} × {model} leaves out all devices of {processes.count() - len(taking_part)} of the "
+            f"{processes.count()} processes; set config.mesh_data and config.mesh_model so that their product is "
+            f"{len(devices)}, or start fewer processes"
+        )
     return Mesh(np.asarray(devices[: data * model]).reshape(data, model), ("data", "model"))
 
 
@@ -74,3 +86,23 @@ def param_sharding(mesh: Mesh | AbstractMesh, path: str, shape: Sequence[int]) -
 def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     """Rows over `data`, everything else whole."""
     return sharding(mesh, shape, ("batch", *(None,) * (len(shape) - 1)))
+
+
+def put(x: np.ndarray | jax.Array, placement: NamedSharding) -> jax.Array:
+    """An array of the host, which every process has whole, to its devices; each takes its own part."""
+    if placement.is_fully_addressable:
+        return jax.device_put(x, placement)
+    return jax.make_array_from_callback(x.shape, placement, lambda index: x[index])
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """A device array as NumPy's, whole in every process. For tokens, counts and reduced states, which are small: parts
+    that other processes hold travel over the network."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def spans_processes(mesh: Mesh) -> bool:
+    """Are there devices of other processes in it?"""
+    return len({d.process_index for d in mesh.devices.flat}) > 1

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mood_jax
-from mood_jax import artifacts, bank, probes
+from mood_jax import artifacts, bank, probes, processes
 from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisNames, Calibration
 from mood_jax.errors import UserError
@@ -243,6 +243,7 @@ def run(
         claim=None if workdir is None else lambda: artifacts.claim_workdir(workdir, "calibrate", made_from),
         label=label,
     )
+    processes.leave_others()
     return analyse(axes, collected, protocol, made_from, estimator=estimator, base=base)
 
 

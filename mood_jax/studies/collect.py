@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from mood_jax import artifacts
+from mood_jax import artifacts, processes
 from mood_jax.console import Progress
 from mood_jax.errors import UserError
 from mood_jax.generation import api
@@ -169,9 +169,9 @@ def units(
         if folder is not None:
             if claim is not None:
                 claim()
-            path = folder / f"{k:05d}.safetensors"
+            path = _unit_path(folder, k)
             _write_unit(path, part)
-            part = open_unit(path)
+            part = open_unit(path) if processes.is_first() else part
         progress.advance(len(chosen), f"{int(r.n_tokens.sum())} tokens in this batch")
         yield part
 
@@ -220,9 +220,20 @@ def _finished_units(
         expected: the ids of each unit's responses.
         names: the conditions; shape: of the states of one response; dtype: of all states.
     """
-    found = {}
+    there = processes.on_first(lambda: _sound_units(folder, expected, names, shape, dtype))
+    return {k: open_unit(processes.shared(_unit_path(folder, k))) for k in there}
+
+
+def _unit_path(folder: Path, k: int) -> Path:
+    return folder / f"{k:05d}.safetensors"
+
+
+def _sound_units(
+    folder: Path, expected: Sequence[Sequence[str]], names: Sequence[str], shape: tuple[int, ...], dtype: str
+) -> list[int]:
+    found = []
     for k, ids in enumerate(expected):
-        path = folder / f"{k:05d}.safetensors"
+        path = _unit_path(folder, k)
         if not path.is_file():
             continue
         try:
@@ -235,7 +246,7 @@ def _finished_units(
         except UserError as e:
             print(f"{path.name} is done again: {e}", file=sys.stderr)
             continue
-        found[k] = unit
+        found.append(k)
     return found
 
 

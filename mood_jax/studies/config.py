@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mood_jax import artifacts, bank
+from mood_jax import artifacts, bank, processes
 from mood_jax import readout as readouts
 from mood_jax.errors import UserError
 from mood_jax.generation import memory
@@ -32,6 +32,7 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     config.revision = ""  # branch, tag or commit of a hub id; empty: its main branch
     config.offline = False  # take hub ids from the local cache alone
     config.dtype = "bfloat16"  # of weights and activations: bfloat16 or float32
+    config.param_cache = ""  # folder where converted parameters are kept, so that the next start is faster; "": none
     config.plain_text = False  # never use the chat template (base models)
     config.mesh_data = 1  # devices over which batch rows are spread
     config.mesh_model = 1  # devices over which heads, feed-forward and vocabulary are spread
@@ -71,13 +72,16 @@ def _check(config: Any) -> None:
 def load(config: Any) -> Model:
     """The config's model on its mesh."""
     name = str(embedded_folder()) if config.model == EMBEDDED else config.model
-    return load_model(
-        name,
-        dtype=config.dtype,
-        mesh=make_mesh(config.mesh_data, config.mesh_model),
-        revision=config.revision or None,
-        offline=config.offline,
-        plain_text=config.plain_text,
+    return processes.together(
+        lambda: load_model(
+            name,
+            dtype=config.dtype,
+            mesh=make_mesh(config.mesh_data, config.mesh_model),
+            revision=config.revision or None,
+            offline=config.offline,
+            plain_text=config.plain_text,
+            param_cache=config.param_cache,
+        )
     )
 
 
@@ -128,7 +132,7 @@ def _batch_size(config: Any, model: Model, readout: Readout | readouts.Grid, max
     """That of the config, or the largest that the memory formula allows."""
     if config.batch_size:
         return config.batch_size
-    limit = memory.device_limit(model.mesh)
+    limit = processes.on_first(lambda: memory.device_limit(model.mesh))
     found = memory.largest_batch(
         model.config,
         limit,

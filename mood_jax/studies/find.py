@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mood_jax import processes
 from mood_jax.artifacts import Calibration
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
@@ -15,17 +16,22 @@ def calibration(model: Model, named: str, workdir: Path, shipped: Path) -> tuple
 
     Raises UserError when there is none, or when the one named or in the workdir is of another checkpoint.
     """
-    for folder in [Path(named)] if named else [workdir / "calibration"]:
-        if named or (folder / "calibration.json").is_file():
-            found = Calibration.load(folder)
-            check_calibration(model, found)
-            return folder, found
+    folder = Path(processes.on_first(lambda: str(_folder(model, named, workdir, shipped))))
+    found = Calibration.load(processes.shared(folder))
+    check_calibration(model, found)
+    return folder, found
+
+
+def _folder(model: Model, named: str, workdir: Path, shipped: Path) -> Path:
+    if named:
+        Calibration.load(named)
+        return Path(named)
+    if (workdir / "calibration" / "calibration.json").is_file():
+        return workdir / "calibration"
     for path in sorted(shipped.glob("*/calibration.json")):
-        found = Calibration.load(path.parent)
-        made = found.identity["model"]  # None: imported and bound to no checkpoint
+        made = Calibration.load(path.parent).identity["model"]  # None: imported and bound to no checkpoint
         if made is not None and made["fingerprint"] == model.checkpoint.fingerprint:
-            check_calibration(model, found)
-            return path.parent, found
+            return path.parent
     raise UserError(
         f"no calibration for {model.checkpoint.name}: none in {workdir / 'calibration'} and none ships with it; "
         "run scripts/calibrate.py with the same --config and --workdir first"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import mood_jax
-from mood_jax import artifacts, bank, probes, published
+from mood_jax import artifacts, bank, probes, processes, published
 from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisProfile, Calibration, Profile
 from mood_jax.errors import UserError
@@ -151,6 +151,7 @@ def run(
         claim=None if workdir is None else lambda: artifacts.claim_workdir(workdir, "measure", made_from),
         label=label,
     )
+    processes.leave_others()
     notes = published.notes(calibration) + _notes(model, collected)
     return analyse(calibration, collected, made_from, notes, scale=scale, seed=protocol.seed), collected
 

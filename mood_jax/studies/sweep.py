@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from mood_jax import artifacts, bank
+from mood_jax import artifacts, bank, processes
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
 from mood_jax.studies import calibrate, profile, save
@@ -30,7 +30,7 @@ DONE = "done.json"
 FORMAT = 1
 STATES = ("whole", "begun", "damaged", "missing")
 # What may differ between two runs that give the same numbers, and so does not belong to what a unit was made from.
-FREE = ("offline", "profile")
+FREE = ("offline", "param_cache", "profile")
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def run(
     """
     scratch = scratch_folder(config, workdir)
     wanted = {unit: made_from(config, unit) for unit in chosen}
-    checks = {unit: check(workdir / "units" / unit.name, wanted[unit]) for unit in chosen}
+    checks = _checks(workdir, wanted)
     failed: dict[Unit, str] = {}
     loaded: tuple[str, Model] | None = None
     for number, unit in enumerate(chosen, 1):
@@ -267,14 +267,34 @@ def run(
             folder = scratch / unit.name
             with around(unit):
                 summary = run_unit(loaded[1], own, folder, config.states)
-            publish(folder, workdir / "units" / unit.name, wanted[unit], summary)
-            shutil.rmtree(folder)
+            _hand_over(folder, workdir / "units" / unit.name, wanted[unit], summary)
             real = sum(a["verdict"] == "real" for a in summary["axes"].values())
             note(f"{at}: done, {real} of {len(summary['axes'])} axes real")
         except UserError as e:
             failed[unit] = str(e)
             note(f"{at}: failed: {e}")
     return failed
+
+
+def _checks(workdir: epath.Path, wanted: Mapping[Unit, Mapping[str, Any]]) -> dict[Unit, Check]:
+    """The states of all units, without their records, as process 0 finds them."""
+
+    def look() -> list[list[str]]:
+        found = (check(workdir / "units" / unit.name, settings) for unit, settings in wanted.items())
+        return [[c.state, c.reason] for c in found]
+
+    found = processes.on_first(look)
+    return {unit: Check(state, reason) for unit, (state, reason) in zip(wanted, found, strict=True)}
+
+
+def _hand_over(scratch: Path, place: epath.Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Publishes a unit and clears its scratch folder, in process 0."""
+
+    def work() -> None:
+        publish(scratch, place, settings, summary)
+        shutil.rmtree(scratch)
+
+    processes.on_first(work)
 
 
 def status(config: Any, workdir: epath.Path, chosen: Sequence[Unit]) -> Iterator[tuple[Unit, Check, int]]:

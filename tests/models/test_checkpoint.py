@@ -24,6 +24,7 @@ from mood_jax.models import checkpoint as ckpt
 from mood_jax.models import families
 from mood_jax.models.checkpoint import flatten, load_checkpoint, save_checkpoint
 from mood_jax.models.decoder import param_shapes
+from mood_jax.models.stored import SAMPLE_BYTES, digest
 from scripts import torch_reference
 from tests.models.corrupt import EMBEDDING, HEAD, QUERY, edit, edit_config, refusal
 from tests.parity.hf_models import save, tiny
@@ -146,7 +147,7 @@ def test_any_change_of_a_small_tensor_changes_the_fingerprint(llama, copy, rng):
     """Tensors of up to 64 KiB count whole, whatever the size of the change and wherever it is."""
     stored = load_file(llama / "model.safetensors")
     want = load_checkpoint(str(llama), dtype="float32").fingerprint
-    small = [name for name, value in stored.items() if value.nbytes <= ckpt.SAMPLE_BYTES]
+    small = [name for name, value in stored.items() if value.nbytes <= SAMPLE_BYTES]
     assert QUERY in small
     for name in (QUERY, "model.norm.weight", *rng.choice(small, 3)):
         value = stored[name].copy()
@@ -163,17 +164,17 @@ def test_any_change_of_a_small_tensor_changes_the_fingerprint(llama, copy, rng):
 def test_large_tensors_are_sampled(rng):
     """Above 64 KiB a digest reads 64 pieces of 1 KiB. It sees training; its limit is one changed row."""
     value = rng.standard_normal((2048, 256), dtype=np.float32)  # 2 MiB
-    want = ckpt._digest(value)
+    want = digest(value)
     for rank in (1, 2048):  # a whole update, and one of low rank as LoRA makes them
         a, b = rng.standard_normal((2048, rank)), rng.standard_normal((rank, 256))
-        assert ckpt._digest(value + (1e-4 * a @ b).astype(np.float32)) != want
-    seen = [ckpt._digest(_with_row_changed(value, row)) != want for row in range(0, 2048, 67)]
+        assert digest(value + (1e-4 * a @ b).astype(np.float32)) != want
+    seen = [digest(_with_row_changed(value, row)) != want for row in range(0, 2048, 67)]
     assert any(seen)
     assert not all(seen)
-    assert ckpt._digest(_with_row_changed(value, 0)) != want
-    assert ckpt._digest(_with_row_changed(value, 2047)) != want
-    assert ckpt._digest(value.reshape(256, 2048)) != want
-    assert ckpt._digest(value.view(np.int32)) != want
+    assert digest(_with_row_changed(value, 0)) != want
+    assert digest(_with_row_changed(value, 2047)) != want
+    assert digest(value.reshape(256, 2048)) != want
+    assert digest(value.view(np.int32)) != want
 
 
 def _with_row_changed(value: np.ndarray, row: int) -> np.ndarray:

@@ -22,7 +22,7 @@ MESHES = ((8, 1), (2, 4), (1, 8))
 
 # Written as a script because the number of devices is fixed when jax starts. Prints one JSON object a line.
 ON_EIGHT_DEVICES = """
-import json, sys
+import json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np
 from mood_jax import parity
 from mood_jax.models.checkpoint import flatten, load_checkpoint
@@ -33,10 +33,17 @@ assert len(jax.devices()) == 8
 rng = np.random.default_rng(int(sys.argv[1]))
 forward = jax.jit(run, static_argnums=0, static_argnames=("sites", "logits"))
 for folder in sys.argv[2:]:
-    reference = None
+    reference, cache = None, tempfile.mkdtemp(dir=folder)
     for data, model in ((1, 1), (8, 1), (2, 4), (1, 8)):
         mesh = make_mesh(data, model)
         c = load_checkpoint(folder, dtype="float32", mesh=mesh)
+        restored = True
+        if (data, model) in ((1, 1), (2, 4)):  # written from one device, restored to eight
+            again = load_checkpoint(folder, dtype="float32", mesh=mesh, param_cache=cache)
+            pairs = zip(jax.tree.leaves(c.params), jax.tree.leaves(again.params), strict=True)
+            restored = c.fingerprint == again.fingerprint and all(
+                a.sharding == b.sharding and np.array_equal(a, b) for a, b in pairs
+            )
         if reference is None:
             lengths = rng.integers(4, 13, 8)
             inputs = parity.left_pad([rng.integers(0, c.config.vocab_size, n).tolist() for n in (12, *lengths[1:])])
@@ -48,7 +55,7 @@ for folder in sys.argv[2:]:
         agreement = parity.compare(found, reference, real)
         shards = {p: [x.shape, x.addressable_shards[0].data.shape, len(x.addressable_shards)]
                   for p, x in flatten(c.params).items()}
-        print(json.dumps({"mesh": [data, model], "sites": len(agreement), "shards": shards,
+        print(json.dumps({"mesh": [data, model], "restored": restored, "sites": len(agreement), "shards": shards,
                           "worst": max(a.max_delta for a in agreement), "devices": len(states[-1].sharding.device_set),
                           "fingerprint": c.fingerprint, "rows": states[-1].addressable_shards[0].data.shape[0]}))
 """
@@ -74,6 +81,7 @@ def test_states_do_not_depend_on_the_mesh(tmp_path, seed):
         data, model = line["mesh"]
         assert line["sites"] == 2 + 2 + 1
         assert line["worst"] <= 1e-5, line
+        assert line["restored"], line
         assert line["devices"] == data * model
         assert line["rows"] == 8 // data
         for path, (whole, shard, n) in line["shards"].items():

@@ -1,0 +1,121 @@
+"""Parameters as they lie on their devices, kept with Orbax, so that the next start converts nothing.
+
+An entry belongs to the checkpoint's very files (names, sizes, times of change), its config.json and the dtype, and may
+be restored onto any mesh. Orbax commits it whole or not at all. It holds a checksum of every parameter: one that does
+not give its parameters back is told on stderr and made anew, never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import lax
+from jax.sharding import Mesh
+
+from mood_jax.models.sharding import param_sharding
+
+FORMAT = 1  # of the entries, and of how HF tensors become parameters: other numbers, other entries
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place in the cache, and what belongs there."""
+
+    folder: Path
+    key: dict[str, Any]
+
+
+def entry(cache: str | Path, folder: Path, files: Iterable[Path], dtype: str) -> Entry:
+    """The place of a checkpoint folder's parameters in `dtype`."""
+    key = {
+        "format": FORMAT,
+        "dtype": dtype,
+        "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
+        "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(set(files))],
+    }
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return Entry(Path(cache).expanduser().absolute() / name, key)
+
+
+def restored(
+    place: Entry,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+    load: Callable[[], tuple[dict[str, jax.Array], str]],
+) -> tuple[dict[str, jax.Array], str]:
+    """The parameters by path and the fingerprint from their entry, or as `load` gives them, which then makes it."""
+    found = restore(place, shapes, mesh)
+    if found is None:
+        found = load()
+        save(place, *found)
+    return found
+
+
+def restore(
+    place: Entry, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> tuple[dict[str, jax.Array], str] | None:
+    """The parameters by path, straight to their shards, and the checkpoint's fingerprint; None where there are none."""
+    if not place.folder.is_dir():
+        return None
+    wanted = {
+        path: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=param_sharding(mesh, path, like.shape))
+        for path, like in shapes.items()
+    }
+    arguments = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
+    try:
+        with _checkpointer() as orbax:
+            found = orbax.restore(place.folder, ocp.args.Composite(params=arguments, about=ocp.args.JsonRestore()))
+        about, params = found["about"], dict(found["params"])
+        if about["key"] != place.key:
+            raise ValueError("it belongs to other files")
+        sums = _checksums(params)
+        if broken := [path for path in shapes if sums[path] != about["checksums"][path]]:
+            raise ValueError(f"the checksum of {broken[0]} differs")
+        return params, str(about["fingerprint"])
+    except Exception as e:  # whatever Orbax and TensorStore make of a damaged entry
+        reason = " ".join(str(e).split())[:160]
+        print(f"{place.folder} is made again: {type(e).__name__}: {reason}", file=sys.stderr, flush=True)
+        shutil.rmtree(place.folder, ignore_errors=True)
+        return None
+
+
+def save(place: Entry, params: Mapping[str, jax.Array], fingerprint: str) -> None:
+    """Makes the entry; where it cannot be written, a line on stderr says so."""
+    about = {"key": place.key, "fingerprint": fingerprint, "checksums": _checksums(params)}
+    try:
+        with _checkpointer() as orbax:
+            items = {"params": ocp.args.PyTreeSave(dict(params)), "about": ocp.args.JsonSave(about)}
+            orbax.save(place.folder, ocp.args.Composite(**items))
+    except Exception as e:  # a full disk, or another process that was faster; the parameters are there in any case
+        reason = " ".join(str(e).split())[:160]
+        print(f"the parameters are not kept in {place.folder}: {reason}", file=sys.stderr, flush=True)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # Trained weights hardly compress, and it takes longer than reading them.
+    params = ocp.PyTreeCheckpointHandler(use_compression=False)
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(params=params, about=ocp.JsonCheckpointHandler()))
+
+
+def _checksums(params: Mapping[str, jax.Array]) -> dict[str, int]:
+    """Of every parameter; a number changed, lost or set to 0 shows."""
+    sums = {path: _checksum(x) for path, x in params.items()}
+    return {path: int(np.asarray(x)) for path, x in sums.items()}
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """The sum of a parameter's bits, uint32; the order of summation does not matter, so any mesh gives the same."""
+    bits = lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
+    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)

@@ -1,0 +1,121 @@
+"""The cache of converted parameters: the same bytes and fingerprint, or an entry made anew. (Meshes: test_sharding.)"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mood_jax.models import checkpoint as ckpt
+from mood_jax.models import param_cache
+from mood_jax.models.checkpoint import Checkpoint, load_checkpoint
+from tests.models.corrupt import QUERY, edit, edit_config
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """One entry each time that HF files are read."""
+    calls, inner = [], ckpt._read
+    monkeypatch.setattr(ckpt, "_read", lambda *a: (calls.append(1), inner(*a))[1])
+    return calls
+
+
+def same(a: Checkpoint, b: Checkpoint) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    jax.tree.map(lambda x, y: np.testing.assert_equal((x.dtype, x.sharding), (y.dtype, y.sharding)), a.params, b.params)
+    assert (a.fingerprint, a.dtype, a.config) == (b.fingerprint, b.dtype, b.config)
+
+
+def entries(cache: Path) -> list[str]:
+    return sorted(p.name for p in cache.iterdir())
+
+
+def test_an_entry_per_checkpoint_and_dtype(copy, tmp_path, read, capsys):
+    cache = tmp_path / "cache"
+    for n, dtype in enumerate(("float32", "bfloat16"), 1):
+        plain = load_checkpoint(str(copy), dtype=dtype)
+        for _ in range(2):
+            same(plain, load_checkpoint(str(copy), dtype=dtype, param_cache=cache))
+        assert len(read) == 2 * n
+        assert len(entries(cache)) == n
+
+    # other weights, the same weights written later, and another config
+    before = load_checkpoint(str(copy), dtype="float32", param_cache=str(cache))
+    query = load_file(copy / "model.safetensors")[QUERY]
+    changed = load_checkpoint(str(edit(copy, **{QUERY: query + 1})), dtype="float32", param_cache=str(cache))
+    assert changed.fingerprint != before.fingerprint
+    np.testing.assert_array_equal(changed.params["block_1"]["attention"]["q"].reshape(query.shape), query + 1)
+    os.utime(copy / "model.safetensors", ns=(0, 1))
+    edit_config(copy, rms_norm_eps=2e-5)
+    assert load_checkpoint(str(copy), dtype="float32", param_cache=cache).config.norm_eps == 2e-5
+    assert len(entries(cache)) == 4
+    assert capsys.readouterr().err == ""
+
+
+def largest(folder: Path) -> Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flipped(folder: Path) -> None:
+    """One bit in the middle of the largest file."""
+    path = largest(folder)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 64
+    path.write_bytes(raw)
+
+
+DAMAGES = {
+    "flipped": flipped,
+    "truncated": lambda folder: os.truncate(largest(folder), 1000),
+    "missing": lambda folder: largest(folder).unlink(),
+    "no record": lambda folder: shutil.rmtree(folder / "about"),
+    "empty": lambda folder: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_made_again(llama, tmp_path, read, capsys, damage):
+    first = load_checkpoint(str(llama), dtype="float32", param_cache=tmp_path)
+    (name,) = entries(tmp_path)
+    DAMAGES[damage](tmp_path / name)
+    for _ in range(2):
+        same(first, load_checkpoint(str(llama), dtype="float32", param_cache=tmp_path))
+    assert len(read) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / name} is made again: ")
+
+
+def test_an_entry_of_other_files_is_not_used(llama, gemma, tmp_path, read, capsys):
+    """Even under its very name."""
+    for folder in (llama, gemma):
+        load_checkpoint(str(folder), dtype="float32", param_cache=tmp_path / folder.name)
+    (ours,), (theirs,) = (list((tmp_path / f.name).iterdir()) for f in (llama, gemma))
+    shutil.rmtree(ours)
+    theirs.rename(ours)
+    same(
+        load_checkpoint(str(llama), dtype="float32", param_cache=tmp_path / llama.name),
+        load_checkpoint(str(llama), dtype="float32"),
+    )
+    assert "is made again: " in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(llama, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    found = load_checkpoint(str(llama), dtype="float32", param_cache=tmp_path / "file")
+    same(found, load_checkpoint(str(llama), dtype="float32"))
+    assert "the parameters are not kept in " in capsys.readouterr().err
+
+
+def test_a_checksum_sees_every_bit(rng):
+    for dtype in ("float32", "bfloat16"):
+        x = np.asarray(rng.standard_normal((7, 5)), jax.numpy.dtype(dtype))
+        want = param_cache._checksums({"x": jax.numpy.asarray(x)})["x"]
+        y = x.copy()
+        bits = y.reshape(-1).view(np.uint16 if dtype == "bfloat16" else np.uint32)
+        bits[rng.integers(35)] ^= bits.dtype.type(1 << rng.integers(bits.itemsize * 8))
+        assert param_cache._checksums({"x": jax.numpy.asarray(y)})["x"] != want
