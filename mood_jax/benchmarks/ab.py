@@ -2,7 +2,8 @@
 
 Every experiment has a base, which is ours, and variants; in every round each runs once, and the figure of a variant is
 the median of its seconds over the base's of the same round, with the least and the largest. Above 1 the variant is
-slower. Before anything is timed a variant's result is compared with ours.
+slower. Steps and attentions are compared with ours before they are timed; that loops make the same tokens and samplers
+draw from the same distribution is shown in tests/benchmarks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mood_jax.artifacts import write_bytes, write_json
 from mood_jax.benchmarks import decoding
@@ -122,6 +124,12 @@ def attention_experiment(bench: Bench, length: int) -> Experiment:
     """Ours against JAX's own."""
     c = bench.config
     found, skipped = prefill_attentions(bench.decoder, c.batch_size, length, c.dtype, c.seed)
+    results = {name: np.asarray(f(), np.float32) for name, f in found.items()}
+    tolerance = (1e-5 if c.dtype == "float32" else 0.02) * np.abs(results["ours"]).max()
+    for name, result in results.items():
+        delta = np.abs(result - results["ours"]).max()
+        if not delta <= tolerance:
+            raise AssertionError(f"{name} computes another attention: {delta} beyond {tolerance}")
     variants = {name: partial(seconds, lambda f=f: f().block_until_ready(), bench.now) for name, f in found.items()}
     return Experiment(f"attention of {length} tokens", "call", 1, variants, skipped)
 
@@ -225,9 +233,10 @@ def columns(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """All experiments as one Markdown table."""
+    config = result["config"]
     lines = [
         f"{result['device']}, jax {result['jax']}, load average {result['load_average']:.1f}; ratios of "
-        f"{result['config']['rounds']} rounds in turns by the {result['config']['clock']} clock, above 1 is slower than the first of each.",
+        f"{config['rounds']} rounds in turns by the {config['clock']} clock, above 1 is slower than the first of each.",
         "",
         "| experiment | variant | ms | ratio | least … largest |",
         "| --- | --- | ---: | ---: | ---: |",

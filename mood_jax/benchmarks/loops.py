@@ -19,7 +19,7 @@ from mood_jax.errors import UserError
 from mood_jax.generation import engine
 from mood_jax.generation.batching import bucket
 from mood_jax.generation.model import Model
-from mood_jax.generation.sampling import Greedy, TopP, response_keys
+from mood_jax.generation.sampling import Greedy, Sampler, TopP, response_keys
 from mood_jax.models.decoder import run
 from mood_jax.models.sharding import make_mesh
 
@@ -64,7 +64,7 @@ class Bench:
         self.lengths, self.real = jnp.full(B, n, jnp.int32), jnp.ones(B, bool)
         self.keys, self.slots = jnp.asarray(response_keys(config.seed, [str(i) for i in range(B)])), P
 
-    def spec(self, steps: int = engine.CHUNK, sampler: Any = SAMPLER) -> ChunkedSpec:
+    def spec(self, steps: int = engine.CHUNK, sampler: Sampler = SAMPLER) -> ChunkedSpec:
         return ChunkedSpec(self.decoder, sampler, (), self.config.new_tokens, (), (), "response", steps)
 
     def prefill(self, spec: engine.Spec, room: int) -> engine.State:
@@ -136,9 +136,11 @@ def while_loop(params: Any, state: engine.State, keys, lengths, prompt_slots, *,
     return lax.while_loop(more, body, (state, jnp.int32(0), jnp.int32(1)))[0]
 
 
-def loop_tokens(bench: Bench, steps: int | None, grows: bool = True) -> tuple[np.ndarray, float]:
+def loop_tokens(
+    bench: Bench, steps: int | None, grows: bool = True, sampler: Sampler = SAMPLER
+) -> tuple[np.ndarray, float]:
     """The tokens [B, new] of chunks of `steps` (None: one while_loop) and the seconds from prefill to the host."""
-    spec, new = bench.spec(steps or 1), bench.config.new_tokens
+    spec, new = bench.spec(steps or 1, sampler), bench.config.new_tokens
     room = spec.room(0) if grows and steps else spec.slots
     state = bench.prefill(spec, room)
     started = bench.now()

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mood_jax.generation.sampling import TopP
 from mood_jax.models import layers
@@ -37,13 +38,12 @@ def prefill_attentions(
     c, B = config, batch
     skipped = {}
     dtype: Any = jnp.dtype(dtype_name)
+    rng = np.random.default_rng(seed)
     q, k, v = (
-        jax.random.normal(key, (B, length, heads, c.head_dim), jnp.float32).astype(dtype)
-        for key, heads in zip(
-            jax.random.split(jax.random.key(seed), 3), (c.n_heads, c.n_kv_heads, c.n_kv_heads), strict=True
-        )
+        jnp.asarray(rng.standard_normal((B, length, heads, c.head_dim), np.float32), dtype)
+        for heads in (c.n_heads, c.n_kv_heads, c.n_kv_heads)
     )
-    mask = layers.attention_mask(jnp.ones((B, length), bool), 0, length, None)
+    mask = jnp.asarray(np.broadcast_to(np.tri(length, dtype=bool), (B, length, length)))
     found = {}
 
     @jax.jit

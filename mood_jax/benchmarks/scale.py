@@ -64,7 +64,7 @@ def best(
     for model in (m for m in range(1, fleet.devices + 1) if fleet.devices % m == 0):
         data = fleet.devices // model
         limit = int(fleet.gigabytes * 1e9)
-        mesh = {"data": data, "model": model}
+        mesh: dict[str, Any] = {"data": data, "model": model}
         shape = {"prompt": prompt, "new": new, "sites": sites, "reducers": reducers}
         try:
             largest = memory.largest_batch(config, limit, **mesh, **shape)

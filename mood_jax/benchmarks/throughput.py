@@ -3,7 +3,6 @@
 Whole runs, from prompts to reduced states on the host, take turns in every round:
 
     model        the decoder alone: no sampler, no site; the next token is fixed, the logits' maximum is taken
-    greedy       the most probable token, no site
     none         top-p, no site
     last4        top-p, the last four blocks, one reducer
     all          top-p, every site, five reducers
@@ -34,7 +33,7 @@ from mood_jax.console import table
 from mood_jax.errors import UserError
 from mood_jax.generation import api, engine, memory
 from mood_jax.generation.model import Model
-from mood_jax.generation.sampling import Greedy, TopP, response_keys
+from mood_jax.generation.sampling import TopP, response_keys
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import Cache, run
 from mood_jax.models.sharding import CACHE_AXES, batch_sharding, make_mesh, sharding
@@ -42,7 +41,6 @@ from mood_jax.models.sharding import CACHE_AXES, batch_sharding, make_mesh, shar
 SAMPLER = TopP(0.9, temperature=0.7)
 REDUCERS = ("decay_0.9", "decay_0.99", "mean", "last", "max_abs")
 PATHS: dict[str, dict[str, Any]] = {
-    "greedy": {"sampler": Greedy(), "sites": "none", "reducers": REDUCERS[:1]},
     "none": {"sampler": SAMPLER, "sites": "none", "reducers": REDUCERS[:1]},
     "last4": {"sampler": SAMPLER, "sites": "last4", "reducers": REDUCERS[:1]},
     "all": {"sampler": SAMPLER, "sites": "all", "reducers": REDUCERS},
@@ -198,7 +196,6 @@ def measure_batch(model: Model, batch: int, config: Any, probe: bound.Probe, clo
         "share_of_bound": least.total / whole,
         "step_ms": {
             "model": step_ms("model", "prefill"),
-            "greedy": step_ms("greedy", "model"),
             "sampling": step_ms("none", "model"),
             "last4": step_ms("last4", "none"),
             "all": step_ms("all", "none"),

@@ -14,7 +14,7 @@ import jax
 
 from mood_jax.console import Progress
 
-# "cpu" counts what this process computed, on all of its threads: on a CPU, beside other work, it says more than the wall.
+# "cpu" counts what this process computed, on all of its threads: beside other work it says more than the wall.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
