@@ -147,10 +147,10 @@ class HuggingFace:
             torch.set_num_threads(config.torch_threads)
         self.device = "cuda" if gpu else "cpu"
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        with torch.device(self.device):
-            if isinstance(source, Path):
-                model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
-            else:
+        if isinstance(source, Path):
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
+        else:
+            with torch.device(self.device):
                 model = AutoModelForCausalLM.from_config(source, dtype=dtype)
         self.model = model.to(self.device).eval()
         self.model.generation_config.eos_token_id = None  # None in the call would mean: the checkpoint's own

@@ -3,7 +3,7 @@
     python scripts/benchmark_throughput.py --config=configs/shapes/deepseek_llm_7b.py --workdir=runs/shapes/deepseek
 
 30 layers of D 4096, 32 query heads with keys and values each, F 11008, V 102400.
-By the memory formula, batch 420 needs 77 GiB of a device, batches 64 and 256 24 GiB and 53 GiB; JAX takes three
+By the memory formula, batch 420 needs 77 GiB of a device, batch 64 24 GiB and batch 256 53 GiB; JAX takes three
 quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says more. What does not fit is left out.
 Time, by arithmetic and not yet measured: about five minutes on one H100 or H200, most of it compiling.
 """

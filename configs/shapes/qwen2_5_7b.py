@@ -3,7 +3,7 @@
     python scripts/benchmark_throughput.py --config=configs/shapes/qwen2_5_7b.py --workdir=runs/shapes/qwen2_5_7b
 
 28 layers of D 3584, 28 query heads over 4 of keys and values, F 18944, V 152064.
-By the memory formula, batch 420 needs 28 GiB of a device, batches 64 and 256 17.7 GiB and 23.4 GiB; JAX takes three
+By the memory formula, batch 420 needs 28 GiB of a device, batch 64 18 GiB and batch 256 23 GiB; JAX takes three
 quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says more. What does not fit is left out.
 Time, by arithmetic and not yet measured: about five minutes on one H100 or H200, most of it compiling.
 """

@@ -21,11 +21,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mood_jax.benchmarks.timing import seconds
 from mood_jax.generation import memory
@@ -149,8 +151,11 @@ def bound(
     return Bound(device.prefill(prompt).seconds(rates), sum(steps))
 
 
-COPY_BYTES = {"cpu": 2**27, "gpu": 2**31, "tpu": 2**30}
+# By platform: bytes of the array that is copied, far beyond any cache; rows of the matrices; and how often each is done
+# in one program, so that starting it does not count (with a barrier, or an unrolled loop would copy once).
+COPY_BYTES = {"cpu": 2**27, "gpu": 2**28, "tpu": 2**28}
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+TIMES = {"cpu": (1, 1), "gpu": (32, 4), "tpu": (32, 4)}
 
 
 class Probe:
@@ -163,12 +168,15 @@ class Probe:
 
     def __init__(self, dtype: str, platform: str):
         kind: Any = jnp.dtype(dtype)
-        self._array = jnp.zeros(COPY_BYTES.get(platform, COPY_BYTES["cpu"]) // 4, jnp.float32)
-        self._size = MATRIX.get(platform, MATRIX["cpu"])
-        key = jax.random.key(0)
-        self._matrix = jax.random.normal(key, (self._size, self._size), jnp.float32).astype(kind)
-        self._copy = jax.jit(lambda x: x + 1.0)
-        self._product = jax.jit(lambda a: jnp.matmul(a, a, precision=layers.precision(kind)))
+        platform = platform if platform in TIMES else "gpu"
+        self._array, self._size = jnp.zeros(COPY_BYTES[platform] // 4, jnp.float32), MATRIX[platform]
+        rng = np.random.default_rng(0)
+        values = rng.standard_normal((self._size, self._size), np.float32) * self._size**-0.5
+        self._matrix, self._times = jnp.asarray(values, kind), TIMES[platform]
+        copies, products = self._times
+        self._copy = jax.jit(lambda x: lax.fori_loop(0, copies, lambda _, y: lax.optimization_barrier(y + 1.0), x))
+        multiply = partial(jnp.matmul, precision=layers.precision(kind))
+        self._product = jax.jit(lambda a: lax.fori_loop(0, products, lambda _, y: multiply(y, a), a))
         self._best = {"copy": math.inf, "product": math.inf}
         for work in (self._copy(self._array), self._product(self._matrix)):  # compiles
             work.block_until_ready()
@@ -190,4 +198,6 @@ class Probe:
         """Raises ValueError before the first measurement."""
         if math.inf in self._best.values():
             raise ValueError("nothing was measured yet; call both paths")
-        return Rates(2 * self._array.nbytes / self._best["copy"], 2 * self._size**3 / self._best["product"])
+        copies, products = self._times
+        copied, multiplied = 2 * self._array.nbytes * copies, 2 * self._size**3 * products
+        return Rates(copied / self._best["copy"], multiplied / self._best["product"])
