@@ -1,6 +1,10 @@
 """Tokens per second beside Hugging Face's `generate`, the cost of reading states, compile seconds and peak memory.
 
 python scripts/benchmark_throughput.py --config=configs/benchmark.py --workdir=runs/benchmark
+python scripts/benchmark_throughput.py --config=configs/shapes/qwen2_5_7b.py --workdir=runs/shapes/qwen2_5_7b
+
+The second form takes a published model's shape with random parameters, at several batch sizes, beside the arithmetic
+bound (`mood_jax/benchmarks/throughput.py`). The first takes a checkpoint, by default a small random one, and is this:
 
 Three ways from the same prompts to one reduced state a response, on the same checkpoint, in the same precision:
     hf_single    transformers, batch 1, hidden states and scores of every step, pooled afterwards (the published way)
@@ -16,12 +20,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mood_jax import cli, readout
-from mood_jax.console import Progress, table
+from mood_jax.benchmarks import shapes, throughput
+from mood_jax.benchmarks.timing import interleave, paired, resident, seconds
+from mood_jax.console import table
 from mood_jax.errors import UserError
 from mood_jax.generation import api
 from mood_jax.generation.model import Model, load_model
@@ -121,9 +125,12 @@ class OurSide:
 
 
 class HuggingFace:
-    """`generate` of transformers and the published pooling of its hidden states. Raises UserError without torch."""
+    """`generate` of transformers and the published pooling of its hidden states. Raises UserError without torch.
 
-    def __init__(self, config: Any, folder: Path):
+    source: a checkpoint's folder, or a transformers config, for random weights of that shape.
+    """
+
+    def __init__(self, config: Any, source: Any):
         try:
             import torch
         except ImportError as e:
@@ -140,7 +147,11 @@ class HuggingFace:
             torch.set_num_threads(config.torch_threads)
         self.device = "cuda" if gpu else "cpu"
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        if isinstance(source, Path):
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
+        else:
+            with torch.device(self.device):
+                model = AutoModelForCausalLM.from_config(source, dtype=dtype)
         self.model = model.to(self.device).eval()
         self.model.generation_config.eos_token_id = None  # None in the call would mean: the checkpoint's own
         self.prompts = make_prompts(config, model.config.vocab_size)
@@ -191,33 +202,6 @@ class HuggingFace:
         return single
 
 
-def seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def interleave(paths: Mapping[str, Callable[[], None]], repeats: int, label: str) -> dict[str, list[float]]:
-    """Seconds of every path in every round; each second round runs them in reverse order."""
-    found: dict[str, list[float]] = {name: [] for name in paths}
-    progress = Progress(label, repeats, "rounds")
-    for k in range(repeats):
-        for name in list(paths)[:: 1 if k % 2 == 0 else -1]:
-            found[name].append(seconds(paths[name]))
-        progress.advance(1)
-    return found
-
-
-def resident(field: str) -> float:
-    """MiB of this process: "VmHWM" at its peak, "VmRSS" now. Where /proc is missing, the peak for both."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith(field))
-        return int(line.split()[1]) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def memory_of(name: str, settings: dict[str, Any], folder: Path) -> dict[str, float]:
     """One run of one path in a process of its own: MiB resident before the run and at the peak, compiler included."""
     config = ConfigDict(settings | {"single_responses": 1})
@@ -253,8 +237,8 @@ def agreement(ours: OurSide, hf: HuggingFace) -> float:
     return float((np.sum(mine * theirs, 1) / np.linalg.norm(mine, axis=1) / np.linalg.norm(theirs, axis=1)).min())
 
 
-def paired(over: list[float], under: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+def timed(paths: dict[str, Callable[[], None]]) -> dict[str, Callable[[], float]]:
+    return {name: partial(seconds, path) for name, path in paths.items()}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -279,9 +263,25 @@ def show(result: dict[str, Any]) -> None:
         print(f"pooled states of the same tokens, theirs and ours: smallest cosine {result['smallest_cosine']:.7f}")
 
 
+def beside_shape(config: Any) -> throughput.Others:
+    """transformers with random weights of a shape: the published way, and at a batch size of ours."""
+    settings = config.to_dict() | {"batch_size": max(config.batch_sizes)}
+    hf = HuggingFace(ConfigDict(settings), shapes.hf_config(config.shape))
+    prompts = hf.prompts
+
+    def batched(batch: int) -> Callable[[], None]:
+        return lambda: (hf.generate(prompts[:batch], scores=False), None)[1]
+
+    single = (hf.path("hf_single"), config.single_responses)
+    return lambda batch: {"hf_single": single, "hf_batched": (batched(batch), batch)}
+
+
 def main(config: Any, workdir: Path) -> None:
     """Measures every path, prints the table, writes benchmark.json."""
     workdir.mkdir(parents=True, exist_ok=True)
+    if "shape" in config:
+        throughput.measure(config, workdir, cli.Clock(), beside_shape(config) if config.hf else None)
+        return
     if config.model:
         folder = find_folder(config.model, config.revision or None)
     else:
@@ -310,11 +310,11 @@ def main(config: Any, workdir: Path) -> None:
         result["smallest_cosine"] = agreement(ours, hf)
         for name in HF:
             beside[name]()
-        times = interleave(beside, config.repeats, "hf and ours")
+        times = interleave(timed(beside), config.repeats, "hf and ours")
         scale = {"hf_single": config.batch_size / config.single_responses, "hf_batched": 1.0}
         result["ratios"] = {name: scale[name] * paired(times[name], times["ours"]) for name in HF}
         result["torch_threads"] = hf.torch.get_num_threads()
-    sites = interleave(paths, config.site_repeats, "sites")
+    sites = interleave(timed(paths), config.site_repeats, "sites")
     result["cost_of_sites"] = {n: paired(sites[n], sites["ours_none"]) - 1 for n in ("ours", "ours_all")}
     result["site_rounds"] = sites
     # Ours keeps its rounds beside Hugging Face, where there are any: those that the ratios are of.

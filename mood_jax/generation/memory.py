@@ -15,8 +15,9 @@ V are of one device. The compiler's own count on a CPU is below it and above .4 
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -74,10 +75,6 @@ def estimate(
     copies: of the parameters, 2 where a control with random weights is on the device too.
     """
     b = np.dtype(jax.numpy.dtype(dtype)).itemsize
-    mesh = _abstract(data, model)
-    params = 0
-    for path, leaf in param_shapes(config).items():
-        params += math.prod(param_sharding(mesh, path, leaf.shape).shard_shape(leaf.shape)) * b
 
     def share(n: int) -> int:
         return n // model if n % model == 0 else n
@@ -93,13 +90,27 @@ def estimate(
         return rows * length * (numbers * b + 2 * heads * length * 4)
 
     return Memory(
-        params=params * copies,
+        params=param_bytes(config, dtype, data, model) * copies,
         cache=layer * (config.n_layers + 1),
         logits=LOGITS * rows * share(config.vocab_size) * 4,
         accumulators=sites * reducers * rows * config.d_model * 4,
         prefill=passing(p, 0),
         reading=passing(t, sites),
     )
+
+
+@functools.cache
+def param_bytes(config: DecoderConfig, dtype: str = "bfloat16", data: int = 1, model: int = 1) -> int:
+    """Bytes of the parameters that one device of a mesh data × model holds.
+
+    All blocks have the same shapes, so one is traced and counted n_layers times: a search over batch sizes asks often.
+    """
+    b, mesh = np.dtype(jax.numpy.dtype(dtype)).itemsize, _abstract(data, model)
+    numbers = 0
+    for path, leaf in param_shapes(replace(config, n_layers=1, windows=config.windows[:1])).items():
+        times = config.n_layers if path.startswith("block_0/") else 1
+        numbers += times * math.prod(param_sharding(mesh, path, leaf.shape).shard_shape(leaf.shape))
+    return numbers * b
 
 
 def largest_batch(config: DecoderConfig, limit: int, *, data: int = 1, **shape) -> int:
