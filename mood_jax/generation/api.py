@@ -18,7 +18,7 @@ from mood_jax.generation.reducers import parse_reducers
 from mood_jax.generation.rows import Rows
 from mood_jax.generation.sampling import Greedy, Sampler
 from mood_jax.models.decoder import resolve_sites
-from mood_jax.models.sharding import batch_sharding
+from mood_jax.models.sharding import batch_sharding, cache_sharding
 
 DEFAULT_REDUCERS = ("decay_0.9", "mean", "last")
 
@@ -131,6 +131,7 @@ def plan(
         sites=resolve_sites(model.config, sites),
         reducers=parse_reducers(reducers),
         span=span,
+        cache_sharding=cache_sharding(model.config.n_kv_heads, model.mesh),
     )
     longest = max(b.tokens.shape[1] for b in batches)
     rows = Rows(model.mesh.shape["data"])

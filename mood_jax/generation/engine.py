@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 
 from mood_jax.generation import reducers as red
 from mood_jax.generation.batching import Batch
@@ -28,7 +29,7 @@ from mood_jax.generation.model import Model
 from mood_jax.generation.sampling import Sampler, response_keys, sample
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import Cache, grow_cache, init_cache, rotary, run
-from mood_jax.models.sharding import CACHE_AXES, batch_sharding, sharding
+from mood_jax.models.sharding import batch_sharding
 
 Span = Literal["response", "article"]
 CHUNK = 16  # decode steps per jitted call
@@ -52,6 +53,7 @@ class Spec:
     sites: tuple[str, ...]
     reducers: tuple[red.Reducer, ...]
     span: Span = "response"
+    cache_sharding: NamedSharding | None = None  # on a mesh of several devices
 
     @property
     def n_chunks(self) -> int:
@@ -132,7 +134,7 @@ def prefill(
     if article:
         sums = _fold(spec, sums, tuple(s[:, -1] for s in states), real)
     return State(
-        cache=grow_cache(cache, slots),
+        cache=_placed(spec, grow_cache(cache, slots)),
         token=sample(spec.sampler, logits, keys, jnp.int32(0)),
         tokens=jnp.zeros((B, spec.slots), jnp.int32),
         alive=real,
@@ -142,6 +144,12 @@ def prefill(
         bad=real & ~jnp.isfinite(logits.max(axis=-1)),
         sums=sums,
     )
+
+
+def _placed(spec: Spec, cache: Cache) -> Cache:
+    """Left to itself, the compiler may split key/value heads in the loop that the mesh does not divide, and gather the
+    whole cache again at the end of every chunk."""
+    return cache if spec.cache_sharding is None else lax.with_sharding_constraint(cache, spec.cache_sharding)
 
 
 def _fold(spec: Spec, sums, states: Sequence[jax.Array], active: jax.Array):
@@ -206,7 +214,7 @@ def decode_chunk(
         with jax.named_scope("reducers"):
             sums = _fold(spec, s.sums, tuple(h[:, 0] for h in states), folded)
         return State(
-            cache=cache,
+            cache=_placed(spec, cache),
             token=token,
             tokens=tokens,
             alive=alive,
@@ -299,9 +307,6 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
     state = prefill(
         model.params, put(batch.tokens), lengths, put(batch.real), keys, spec=spec, slots=prompt_slots + room
     )
-    if mesh.size > 1:
-        cache_sharding = sharding(mesh, state.cache[0].k.shape, CACHE_AXES)
-        state = state._replace(cache=jax.device_put(state.cache, cache_sharding))
     # On accelerators the question "how many are alive?" is asked one chunk late, so that the device never waits for
     # Python.
     platform = mesh.devices.flat[0].platform

@@ -252,30 +252,6 @@ def test_budget_edges(small):
     assert [t.tolist() for t in r17.tokens] == [t.tolist()[:17] for t in small.responses.tokens]
 
 
-def test_the_decode_step_copies_no_cache(small):
-    """Donation holds: the compiled chunk aliases its whole state, cache first."""
-    plan = api.plan(small.model, small.prompts, max_new_tokens=NEW, sites="all", reducers=("mean",))
-    batch, spec = plan.batches[0], plan.spec
-    B, P = batch.tokens.shape
-    keys = np.zeros((B, 2), np.uint32)
-    state = engine.prefill(
-        small.model.params, batch.tokens, batch.lengths, batch.real, keys, spec=spec, slots=P + spec.slots
-    )
-    i32 = jax.numpy.int32
-    text = (
-        engine.decode_chunk.lower(small.model.params, state, keys, batch.lengths, i32(P), i32(0), spec=spec)
-        .compile()
-        .as_text()
-    )
-    k = state.cache[0].k.shape
-    shape = f"f32[{','.join(map(str, k))}]"
-    header = text.partition("\n")[0]
-    assert "input_output_alias" in header
-    assert header.count("may-alias") >= 2 * small.model.config.n_layers
-    copies = [line for line in text.splitlines() if f"= {shape}" in line and " copy(" in line]
-    assert len(copies) <= 2 * small.model.config.n_layers  # at most one on entry, none in the step
-
-
 def test_states_are_the_same_behind_a_grown_cache(small):
     """Responses beyond the first cache's room: tokens are still HF's, states still those of one pass."""
     new = engine.ROOM + 16
