@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
+from mood_jax.generation import prefix
 from mood_jax.generation import reducers as red
 from mood_jax.generation.batching import Batch
 from mood_jax.generation.model import Model
@@ -107,15 +108,28 @@ class BatchResult(NamedTuple):
 
 @partial(jax.jit, static_argnames=("spec", "slots"))
 def prefill(
-    params: Any, tokens: jax.Array, lengths: jax.Array, real: jax.Array, keys: jax.Array, *, spec: Spec, slots: int
+    params: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    real: jax.Array,
+    keys: jax.Array,
+    past: Cache | None = None,
+    *,
+    spec: Spec,
+    slots: int,
 ) -> State:
-    """Reads left-padded prompts [B, P] and samples y_0. The cache of the result has `slots` slots."""
-    B, P = tokens.shape
+    """Reads left-padded prompts [B, P] and samples y_0. The cache of the result has `slots` slots.
+
+    With a `past`, the cache of the first W slots of these prompts, `tokens` are the other P − W.
+    """
+    B, U = tokens.shape
     config = spec.config
+    W = 0 if past is None else past[0].v.shape[2]
+    P = W + U
     article = spec.span == "article"
     slot = jnp.arange(P)[None, :]
     valid = slot >= (P - lengths)[:, None]
-    positions = jnp.maximum(slot - (P - lengths)[:, None], 0)
+    positions = jnp.maximum(slot[:, W:] - (P - lengths)[:, None], 0)
     dtype = params["embedding"].dtype
     logits, cache, states = run(
         config,
@@ -123,7 +137,8 @@ def prefill(
         tokens,
         positions,
         valid,
-        cache=init_cache(config, B, P, dtype),
+        cache=init_cache(config, B, P, dtype) if past is None else grow_cache(_placed(spec, past), P),
+        index=W,
         logits="last",
         sites=spec.sites if article else (),
     )
@@ -291,7 +306,15 @@ class _Rows:
         self.bad[rows] = bad[places]
 
 
-def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: Spec, prompt_slots: int) -> BatchResult:
+def run_batch(
+    model: Model,
+    batch: Batch,
+    ids: Sequence[str],
+    seed: int,
+    spec: Spec,
+    prompt_slots: int,
+    carry: prefix.Carry | None = None,
+) -> BatchResult:
     """One batch from prompt to host. `prompt_slots` ≥ the batch's length fixes the cache sizes for all batches of a
     run, so that decoding compiles once a size."""
     mesh = model.mesh
@@ -304,9 +327,13 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
 
     keys, lengths = put(response_keys(seed, row_ids)), put(batch.lengths)
     room = spec.room(0)
-    state = prefill(
-        model.params, put(batch.tokens), lengths, put(batch.real), keys, spec=spec, slots=prompt_slots + room
-    )
+    past = None if carry is None else carry.past(batch)
+    if past is None:
+        past = prefix.of(model.params, batch, put, spec.config, spec.cache_sharding)
+    W = 0 if past is None else past[0].v.shape[2]
+    prompts = (put(batch.tokens[:, W:]), lengths, put(batch.real), keys)
+    state = prefill(model.params, *prompts, past, spec=spec, slots=prompt_slots + room)
+    del past
     # On accelerators the question "how many are alive?" is asked one chunk late, so that the device never waits for
     # Python.
     platform = mesh.devices.flat[0].platform
@@ -328,10 +355,14 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
         if left <= size < len(rows) and len(rows) > KNEE.get(platform, KNEE["gpu"]):
             order = np.argsort(~np.asarray(state.alive), kind="stable")  # the living first
             found.fetch(state, rows[order[size:]], order[size:])
+            if carry is not None:
+                carry.keep(batch, rows[order[size:]], take(state, put(order[size:].astype(np.int32))).cache)
             kept = put(order[:size].astype(np.int32))
             state, keys, lengths = take(state, kept), _take(keys, kept), _take(lengths, kept)
             rows = rows[order[:size]]
     found.fetch(state, rows, np.arange(len(rows)))
+    if carry is not None:
+        carry.keep(batch, rows, state.cache)
     n = len(batch.rows)
     return BatchResult(found.tokens[:n], found.eos[:n], found.read[:n], found.states[:n], found.bad[:n])
 
