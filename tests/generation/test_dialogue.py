@@ -71,19 +71,17 @@ def assert_same(got: api.Responses, want: api.Responses) -> None:
 
 
 def test_a_carried_cache_changes_nothing(tmp_path, rng, seed):
-    """Also: windows shorter than the conversation, empty responses, a batch that is not full."""
+    """Also: windows shorter than the conversation, and empty responses."""
     model = load_model(str(make(tmp_path / "m", "gemma2", sliding_window=24)), dtype="float32")
-    model.chat.eos_token_ids = tuple(range(0, model.config.vocab_size, 5))
-    scripts = [[sentence(rng, int(n)) for n in rng.integers(5, 8, 3)] for _ in range(7)]
-    systems = [None if k % 3 else sentence(rng, 4) for k in range(7)]
-    ids = [f"c{i}" for i in range(7)]
-    sampler = TopP(0.9, temperature=0.7)
+    model.chat.eos_token_ids = tuple(range(0, model.config.vocab_size, 3))
+    scripts = [[sentence(rng, int(n)) for n in rng.integers(5, 8, 3)] for _ in range(4)]
+    systems = [None, sentence(rng, 4), None, None]
+    ids = [f"c{i}" for i in range(4)]
+    sampler = TopP(1.0, temperature=0.7)  # compiles in less time than a nucleus
     options = {"max_new_tokens": 16, "sampler": sampler, "sites": ["resid_post@1"], "reducers": ("decay_0.9",)}
-    asked = {"seed": seed, "ids": ids, "batch_size": 4, **options}
-    counted = []
-    got = mj.converse(model, scripts, system=systems, on_turn=counted.append, **asked)
+    asked = {"seed": seed, "ids": ids, **options}
+    got = mj.converse(model, scripts, system=systems, **asked)
     want = without_cache(model, scripts, systems, **asked)
-    assert counted == [4, 4, 4, 3, 3, 3]
     for a, b in zip(got, want, strict=True):
         assert_same(a, b)
     n = np.concatenate([r.n_tokens for r in got])
@@ -191,9 +189,13 @@ def test_mistakes_are_named(model, change, says):
         mj.converse(model, options.pop("scripts"), **options)
 
 
-def test_default_ids_do_not_depend_on_the_order(model):
-    scripts = [["Hi."], ["Hello."], ["Hi."], ["Why?"]]
-    one, two = mj.converse(model, scripts, **OPTIONS), mj.converse(model, scripts[::-1], **OPTIONS)
-    assert set(one[0].ids) == set(two[0].ids)
-    assert len(set(one[0].ids)) == 4
-    assert one[0].ids[1] != one[0].ids[3] == two[0].ids[0]
+def test_batches_and_the_order_do_not_matter(model):
+    """Seven conversations, four at a time: a second batch that is not full. Default ids name script and occurrence."""
+    words = ("Hi.", "Hello.", "Hi.", "Why?", "No.", "Yes.", "Who?")
+    counted = []
+    (one,) = mj.converse(model, [[w] for w in words], batch_size=4, on_turn=counted.append, **OPTIONS)
+    assert counted == [4, 3]
+    (two,) = mj.converse(model, [[w] for w in words[::-1]], batch_size=4, **OPTIONS)
+    assert one.ids[0].removesuffix("#0/1") == one.ids[2].removesuffix("#1/1")
+    assert_same(two.select([two.ids.index(i) for i in one.ids]), one)
+    assert_same(one, api.generate(model, words, ids=one.ids, batch_size=4, **OPTIONS))

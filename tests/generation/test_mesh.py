@@ -21,7 +21,8 @@ from mood_jax.generation import engine
 from tests.generation.test_donation import assert_in_place
 
 rng = np.random.default_rng(0)
-prompts = [rng.integers(5, 200, n).tolist() for n in (3, 12, 4, 17, 2, 9, 9, 5, 6, 11, 3, 2, 7, 5, 16, 4, 4)]
+head = rng.integers(5, 200, 24).tolist()  # is computed once, on every mesh
+prompts = [head + rng.integers(5, 200, n).tolist() for n in (3, 12, 4, 17, 2, 9, 9, 5, 6, 11, 3, 2, 7, 5, 16, 4, 4)]
 engine.KNEE["cpu"] = 8  # of the 17 (24 on eight devices) rows, those that have ended are left behind
 take, taken = engine.take, []
 engine.take = lambda state, rows: (taken.append(len(rows)), take(state, rows))[1]
@@ -43,6 +44,7 @@ for data, model in ((1, 1), (8, 1), (2, 4), (1, 8)):
     m = mj.load_model(sys.argv[1], dtype="float32", mesh=mj.make_mesh(data, model))
     m.chat.eos_token_ids = list(range(0, 200, 5))
     taken.clear()
+    assert mj.generation.api.plan(m, prompts).batches[0].shared is not None
     r = mj.generate(m, prompts, max_new_tokens=40, sampler=mj.TopP(0.9, temperature=0.7), **options)
     assert taken and compiled, "no row was left behind"
     again = mj.read(m, prompts, r, **options)
