@@ -15,6 +15,7 @@ from mood_jax import bank
 from mood_jax.artifacts import Calibration, Profile
 from mood_jax.errors import UserError
 from mood_jax.generation.api import Responses, generate, read
+from mood_jax.generation.dialogue import converse
 from mood_jax.generation.model import Model, forward, load_model
 from mood_jax.generation.sampling import Greedy, TopP
 from mood_jax.models.sharding import make_mesh
@@ -31,6 +32,7 @@ __all__ = [
     "UserError",
     "bank",
     "calibrate",
+    "converse",
     "forward",
     "generate",
     "load_model",

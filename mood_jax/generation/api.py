@@ -14,12 +14,13 @@ from mood_jax.errors import UserError
 from mood_jax.generation import engine
 from mood_jax.generation.batching import Batch, check_ids, default_ids, make_batches, render_all
 from mood_jax.generation.model import Model
+from mood_jax.generation.prefix import Carry, share
 from mood_jax.generation.reducers import parse_reducers
 from mood_jax.generation.rows import Rows
 from mood_jax.generation.sampling import Greedy, Sampler
 from mood_jax.models import sharding
 from mood_jax.models.decoder import resolve_sites
-from mood_jax.models.sharding import batch_sharding, to_host
+from mood_jax.models.sharding import batch_sharding, cache_sharding, to_host
 
 DEFAULT_REDUCERS = ("decay_0.9", "mean", "last")
 
@@ -78,12 +79,11 @@ class Plan:
     prompt_slots: int
     rows: Rows
 
-    def run(self, k: int) -> Responses:
+    def run(self, k: int, carry: Carry | None = None) -> Responses:
         """Generates batch k; its rows are `self.batches[k].rows`. Raises UserError when states are not finite."""
         batch = self.batches[k]
-        result = self.rows.smaller_when_out_of_memory(
-            batch, lambda part: engine.run_batch(self.model, part, self.ids, self.seed, self.spec, self.prompt_slots)
-        )
+        how = (self.ids, self.seed, self.spec, self.prompt_slots, carry)
+        result = self.rows.smaller_when_out_of_memory(batch, lambda part: engine.run_batch(self.model, part, *how))
         ids = tuple(self.ids[r] for r in batch.rows)
         _check_finite(ids, result.bad)
         return Responses(
@@ -111,8 +111,12 @@ def plan(
     span: engine.Span = "response",
     batch_size: int = 64,
     ids: Sequence[str] | None = None,
+    full: bool = False,
 ) -> Plan:
-    """Checks and prepares what `generate` runs; the arguments are the same."""
+    """Checks and prepares what `generate` runs; the arguments are the same.
+
+    full: batches have `batch_size` rows even where there are fewer prompts.
+    """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if span not in ("response", "article"):
@@ -123,7 +127,7 @@ def plan(
     lengths = [len(r.token_ids) for r in rendered]
     _check_context(model, names, [n + max_new_tokens for n in lengths], f" (with {max_new_tokens} new tokens)")
     _check_token_ids(model, names, [r.token_ids for r in rendered])
-    batches = make_batches([r.token_ids for r in rendered], batch_size, model.mesh.shape["data"])
+    batches = share(make_batches([r.token_ids for r in rendered], batch_size, model.mesh.shape["data"], full))
     spec = engine.Spec(
         config=model.config,
         sampler=Greedy() if sampler is None else sampler,
@@ -132,6 +136,7 @@ def plan(
         sites=resolve_sites(model.config, sites),
         reducers=parse_reducers(reducers),
         span=span,
+        cache_sharding=cache_sharding(model.config.n_kv_heads, model.mesh),
     )
     longest = max(b.tokens.shape[1] for b in batches)
     rows = Rows(model.mesh.shape["data"])

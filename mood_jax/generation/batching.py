@@ -17,6 +17,14 @@ BUCKET_STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Beginnings that a batch's rows have in common, of which all but the rows' last P − W tokens are taken."""
+
+    tokens: np.ndarray  # int32 [G, W], padded on the right
+    source: np.ndarray  # int32 [B], the one that a row begins with
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows of one compiled shape. `rows` are indices into the caller's list; filler rows repeat the first one."""
 
@@ -24,6 +32,7 @@ class Batch:
     tokens: np.ndarray  # int32 [B, P], left-padded
     lengths: np.ndarray  # int32 [B]
     real: np.ndarray  # bool [B], False on filler rows
+    shared: Shared | None = None
 
 
 def bucket(length: int) -> int:
@@ -58,16 +67,20 @@ def check_ids(ids: Sequence[str], n: int) -> None:
             raise UserError(f"the response ids {other!r} and {i!r} have the same crc32; rename one of them")
 
 
-def make_batches(sequences: Sequence[Sequence[int]], batch_size: int, divisor: int = 1) -> list[Batch]:
+def make_batches(
+    sequences: Sequence[Sequence[int]], batch_size: int, divisor: int = 1, full: bool = False
+) -> list[Batch]:
     """Sequences of token ids → batches of `batch_size` rows (rounded up to a multiple of `divisor`).
 
     Rows are sorted by length bucket, in the caller's order within one, and cut into batches; a batch is as long as its
     longest row's bucket. The last batch is filled up with copies of its first row, so that every batch of a length has
-    one compiled shape and a row never depends on how many others there are.
+    one compiled shape and a row never depends on how many others there are. Where there are fewer sequences than
+    `batch_size` a batch is as large as they are many, or of that size all the same if `full`.
     """
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}")
-    size = -(-min(batch_size, max(len(sequences), 1)) // divisor) * divisor
+    size = batch_size if full else min(batch_size, max(len(sequences), 1))
+    size = -(-size // divisor) * divisor
     order = sorted(range(len(sequences)), key=lambda row: (bucket(len(sequences[row])), row))
     batches = []
     for start in range(0, len(order), size):
@@ -90,7 +103,8 @@ def halves(batch: Batch, divisor: int = 1) -> list[Batch]:
     for start in range(0, len(batch.rows), size):
         rows = batch.rows[start : start + size]
         filled = [start + k if k < len(rows) else start for k in range(size)]
-        found.append(Batch(rows, batch.tokens[filled], batch.lengths[filled], np.arange(size) < len(rows)))
+        shared = batch.shared and Shared(batch.shared.tokens, batch.shared.source[filled])
+        found.append(Batch(rows, batch.tokens[filled], batch.lengths[filled], np.arange(size) < len(rows), shared))
     return found
 
 

@@ -169,7 +169,7 @@ class Chat:
         not flag as special, stay what the tokenizer makes of them.
 
         Raises:
-            UserError: an empty prompt or message, an unknown role, a wrong order of roles, a second system prompt,
+            UserError: an empty prompt or user message, an unknown role, a wrong order of roles, a second system prompt,
                 ids out of range, a template that refuses the conversation.
         """
         if not isinstance(prompt, str):
@@ -358,7 +358,7 @@ def _checked(prompt: str | Sequence[Any], system: str | None) -> list[dict[str, 
         content = message["content"]
         if not isinstance(content, str):
             raise UserError(f"the {message['role']} message holds {type(content).__name__}; its content must be text")
-        if message["role"] != "system" and not content.strip():
+        if message["role"] == "user" and not content.strip():  # a model may have said nothing
             raise UserError(f"empty prompt: the {message['role']} message has no text")
         if any("\ud800" <= letter <= "\udfff" for letter in content):
             raise UserError(f"the {message['role']} message is not valid Unicode (a lone surrogate); mend its encoding")

@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 
+from mood_jax.generation import prefix
 from mood_jax.generation import reducers as red
 from mood_jax.generation.batching import Batch
 from mood_jax.generation.model import Model
@@ -29,7 +31,7 @@ from mood_jax.generation.sampling import Sampler, response_keys, sample
 from mood_jax.models import sharding as placing
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import Cache, grow_cache, init_cache, rotary, run
-from mood_jax.models.sharding import CACHE_AXES, batch_sharding, sharding, spans_processes, to_host
+from mood_jax.models.sharding import batch_sharding, spans_processes, to_host
 
 Span = Literal["response", "article"]
 CHUNK = 16  # decode steps per jitted call
@@ -53,6 +55,7 @@ class Spec:
     sites: tuple[str, ...]
     reducers: tuple[red.Reducer, ...]
     span: Span = "response"
+    cache_sharding: NamedSharding | None = None  # on a mesh of several devices
 
     @property
     def n_chunks(self) -> int:
@@ -106,15 +109,28 @@ class BatchResult(NamedTuple):
 
 @partial(jax.jit, static_argnames=("spec", "slots"))
 def prefill(
-    params: Any, tokens: jax.Array, lengths: jax.Array, real: jax.Array, keys: jax.Array, *, spec: Spec, slots: int
+    params: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    real: jax.Array,
+    keys: jax.Array,
+    past: Cache | None = None,
+    *,
+    spec: Spec,
+    slots: int,
 ) -> State:
-    """Reads left-padded prompts [B, P] and samples y_0. The cache of the result has `slots` slots."""
-    B, P = tokens.shape
+    """Reads left-padded prompts [B, P] and samples y_0. The cache of the result has `slots` slots.
+
+    With a `past`, the cache of the first W slots of these prompts, `tokens` are the other P − W.
+    """
+    B, U = tokens.shape
     config = spec.config
+    W = 0 if past is None else past[0].v.shape[2]
+    P = W + U
     article = spec.span == "article"
     slot = jnp.arange(P)[None, :]
     valid = slot >= (P - lengths)[:, None]
-    positions = jnp.maximum(slot - (P - lengths)[:, None], 0)
+    positions = jnp.maximum(slot[:, W:] - (P - lengths)[:, None], 0)
     dtype = params["embedding"].dtype
     logits, cache, states = run(
         config,
@@ -122,7 +138,8 @@ def prefill(
         tokens,
         positions,
         valid,
-        cache=init_cache(config, B, P, dtype),
+        cache=init_cache(config, B, P, dtype) if past is None else grow_cache(_placed(spec, past), P),
+        index=W,
         logits="last",
         sites=spec.sites if article else (),
     )
@@ -133,7 +150,7 @@ def prefill(
     if article:
         sums = _fold(spec, sums, tuple(s[:, -1] for s in states), real)
     return State(
-        cache=grow_cache(cache, slots),
+        cache=_placed(spec, grow_cache(cache, slots)),
         token=sample(spec.sampler, logits, keys, jnp.int32(0)),
         tokens=jnp.zeros((B, spec.slots), jnp.int32),
         alive=real,
@@ -143,6 +160,12 @@ def prefill(
         bad=real & ~jnp.isfinite(logits.max(axis=-1)),
         sums=sums,
     )
+
+
+def _placed(spec: Spec, cache: Cache) -> Cache:
+    """Left to itself, the compiler may split key/value heads in the loop that the mesh does not divide, and gather the
+    whole cache again at the end of every chunk."""
+    return cache if spec.cache_sharding is None else lax.with_sharding_constraint(cache, spec.cache_sharding)
 
 
 def _fold(spec: Spec, sums, states: Sequence[jax.Array], active: jax.Array):
@@ -207,7 +230,7 @@ def decode_chunk(
         with jax.named_scope("reducers"):
             sums = _fold(spec, s.sums, tuple(h[:, 0] for h in states), folded)
         return State(
-            cache=cache,
+            cache=_placed(spec, cache),
             token=token,
             tokens=tokens,
             alive=alive,
@@ -284,7 +307,15 @@ class _Rows:
         self.bad[rows] = bad[places]
 
 
-def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: Spec, prompt_slots: int) -> BatchResult:
+def run_batch(
+    model: Model,
+    batch: Batch,
+    ids: Sequence[str],
+    seed: int,
+    spec: Spec,
+    prompt_slots: int,
+    carry: prefix.Carry | None = None,
+) -> BatchResult:
     """One batch from prompt to host. `prompt_slots` ≥ the batch's length fixes the cache sizes for all batches of a
     run, so that decoding compiles once a size."""
     mesh = model.mesh
@@ -297,12 +328,13 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
 
     keys, lengths = put(response_keys(seed, row_ids)), put(batch.lengths)
     room = spec.room(0)
-    state = prefill(
-        model.params, put(batch.tokens), lengths, put(batch.real), keys, spec=spec, slots=prompt_slots + room
-    )
-    if mesh.size > 1:
-        cache_sharding = sharding(mesh, state.cache[0].k.shape, CACHE_AXES)
-        state = state._replace(cache=jax.device_put(state.cache, cache_sharding))
+    past = None if carry is None else carry.past(batch)
+    if past is None:
+        past = prefix.of(model.params, batch, put, spec.config, spec.cache_sharding)
+    W = 0 if past is None else past[0].v.shape[2]
+    prompts = (put(batch.tokens[:, W:]), lengths, put(batch.real), keys)
+    state = prefill(model.params, *prompts, past, spec=spec, slots=prompt_slots + room)
+    del past
     # On accelerators the question "how many are alive?" is asked one chunk late, so that the device never waits for
     # Python.
     platform = mesh.devices.flat[0].platform
@@ -326,10 +358,14 @@ def run_batch(model: Model, batch: Batch, ids: Sequence[str], seed: int, spec: S
         if left <= size < len(rows) and len(rows) > knee:
             order = np.argsort(~np.asarray(state.alive), kind="stable")  # the living first
             found.fetch(state, rows[order[size:]], order[size:])
+            if carry is not None:
+                carry.keep(batch, rows[order[size:]], take(state, put(order[size:].astype(np.int32))).cache)
             kept = put(order[:size].astype(np.int32))
             state, keys, lengths = take(state, kept), _take(keys, kept), _take(lengths, kept)
             rows = rows[order[:size]]
     found.fetch(state, rows, np.arange(len(rows)))
+    if carry is not None:
+        carry.keep(batch, rows, state.cache)
     n = len(batch.rows)
     return BatchResult(found.tokens[:n], found.eos[:n], found.read[:n], found.states[:n], found.bad[:n])
 

@@ -83,6 +83,11 @@ def param_sharding(mesh: Mesh | AbstractMesh, path: str, shape: Sequence[int]) -
     return sharding(mesh, shape, PARAM_AXES[path.rpartition("/")[2]])
 
 
+def cache_sharding(n_kv_heads: int, mesh: Mesh) -> NamedSharding | None:
+    """The placement of every array of a cache whose rows the mesh divides; None on a mesh of one device."""
+    return None if mesh.size == 1 else sharding(mesh, (mesh.shape["data"], n_kv_heads, 1, 1), CACHE_AXES)
+
+
 def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     """Rows over `data`, everything else whole."""
     return sharding(mesh, shape, ("batch", *(None,) * (len(shape) - 1)))

@@ -31,7 +31,9 @@ class Case:
         save(self.hf, folder)
         make_tokenizer(family, folder)
         rng = np.random.default_rng(7)
-        self.prompts = [[int(t) for t in rng.integers(5, config.vocab_size, n)] for n in (3, 17, 9, 30, 12)]
+        # with a beginning in common, which is computed once
+        head = rng.integers(5, config.vocab_size, 8).tolist()
+        self.prompts = [[*head, *rng.integers(5, config.vocab_size, n).tolist()] for n in (3, 17, 9, 30, 12)]
         # A random model never means to stop: call a token the end that one of its responses really holds.
         eos = [int(self.hf_greedy(self.prompts, [])[1][9])]
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}), encoding="utf-8")
@@ -39,6 +41,7 @@ class Case:
         self.eos = list(self.model.chat.eos_token_ids)
         assert eos[0] in self.eos
         self.expected = self.hf_greedy(self.prompts, self.eos)
+        assert api.plan(self.model, self.prompts, max_new_tokens=NEW).batches[0].shared is not None
         self.responses = api.generate(
             self.model, self.prompts, max_new_tokens=NEW, sampler=Greedy(), sites="all", reducers=REDUCERS
         )
@@ -71,6 +74,8 @@ def case(request, tmp_path_factory) -> Case:
 def plain_reduce(reducer: str, h: np.ndarray) -> np.ndarray:
     """The definition, one token at a time in float64: h [n, D]."""
     total, weight = np.zeros(h.shape[1]), 0.0
+    if not len(h):
+        return total
     if reducer == "max_abs":
         for row in h:
             total = np.where(np.abs(row) > np.abs(total), row, total)
@@ -85,7 +90,7 @@ def plain_reduce(reducer: str, h: np.ndarray) -> np.ndarray:
 
 def clean_states(model, prompt, response) -> np.ndarray:
     """States [sites, n, D] of the response tokens in one forward pass over prompt + response (padding behind it)."""
-    tokens, mask = np.zeros((1, 96), np.int32), np.zeros((1, 96), bool)
+    tokens, mask = np.zeros((1, 112), np.int32), np.zeros((1, 112), bool)
     total = len(prompt) + len(response)
     tokens[0, :total], mask[0, :total] = [*prompt, *response], True
     _, states = forward(model, tokens, mask)
@@ -250,30 +255,6 @@ def test_budget_edges(small):
     assert_close(one.states[0, -1, 0], want, 1e-4)
     r17 = api.generate(small.model, small.prompts, max_new_tokens=17, sites="last4", reducers=("mean",))
     assert [t.tolist() for t in r17.tokens] == [t.tolist()[:17] for t in small.responses.tokens]
-
-
-def test_the_decode_step_copies_no_cache(small):
-    """Donation holds: the compiled chunk aliases its whole state, cache first."""
-    plan = api.plan(small.model, small.prompts, max_new_tokens=NEW, sites="all", reducers=("mean",))
-    batch, spec = plan.batches[0], plan.spec
-    B, P = batch.tokens.shape
-    keys = np.zeros((B, 2), np.uint32)
-    state = engine.prefill(
-        small.model.params, batch.tokens, batch.lengths, batch.real, keys, spec=spec, slots=P + spec.slots
-    )
-    i32 = jax.numpy.int32
-    text = (
-        engine.decode_chunk.lower(small.model.params, state, keys, batch.lengths, i32(P), i32(0), spec=spec)
-        .compile()
-        .as_text()
-    )
-    k = state.cache[0].k.shape
-    shape = f"f32[{','.join(map(str, k))}]"
-    header = text.partition("\n")[0]
-    assert "input_output_alias" in header
-    assert header.count("may-alias") >= 2 * small.model.config.n_layers
-    copies = [line for line in text.splitlines() if f"= {shape}" in line and " copy(" in line]
-    assert len(copies) <= 2 * small.model.config.n_layers  # at most one on entry, none in the step
 
 
 def test_states_are_the_same_behind_a_grown_cache(small):
