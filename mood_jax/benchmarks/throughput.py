@@ -36,7 +36,7 @@ from mood_jax.generation.model import Model
 from mood_jax.generation.sampling import TopP, response_keys
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import Cache, run
-from mood_jax.models.sharding import CACHE_AXES, batch_sharding, make_mesh, sharding
+from mood_jax.models.sharding import batch_sharding, make_mesh
 
 SAMPLER = TopP(0.9, temperature=0.7)
 REDUCERS = ("decay_0.9", "decay_0.99", "mean", "last", "max_abs")
@@ -130,9 +130,6 @@ class Runs:
             spec=plan.spec,
             slots=plan.prompt_slots + plan.spec.room(0),
         )
-        if mesh.size > 1:  # as `engine.run_batch` does
-            placed = jax.device_put(state.cache, sharding(mesh, state.cache[0].k.shape, CACHE_AXES))
-            state = state._replace(cache=placed)
         return state, lengths, batch.tokens.shape[1]
 
     def _prefill(self) -> None:
