@@ -65,7 +65,7 @@ class Bench:
         self.keys, self.slots = jnp.asarray(response_keys(config.seed, [str(i) for i in range(B)])), P
 
     def spec(self, steps: int = engine.CHUNK, sampler: Sampler = SAMPLER) -> ChunkedSpec:
-        return ChunkedSpec(self.decoder, sampler, (), self.config.new_tokens, (), (), "response", steps)
+        return ChunkedSpec(self.decoder, sampler, (), self.config.new_tokens, (), (), "response", steps=steps)
 
     def prefill(self, spec: engine.Spec, room: int) -> engine.State:
         state = engine.prefill(

@@ -296,6 +296,7 @@ def _place(tensor: StoredTensor, like: jax.ShapeDtypeStruct, mesh: Mesh, path: s
     of_device = {
         device: tuple((s.start or 0, n if s.stop is None else s.stop) for s, n in zip(index, like.shape, strict=True))
         for device, index in placement.addressable_devices_indices_map(like.shape).items()
+        if index is not None
     }
     bounds = list(dict.fromkeys(of_device.values()))
     parts = dict(zip(bounds, tensor.parts(like.shape, like.dtype, bounds), strict=True))

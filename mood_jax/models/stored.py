@@ -47,7 +47,7 @@ class StoredTensor:
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Bytes from `start` on into a contiguous array. Raises UserError when the file ends before it is full."""
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
             n = os.preadv(self.descriptor, [view[done:]], self.begin + start + done)
