@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "subjects": "llama,qwen2,mistral,yi,deepseek,gemma2",
-            "samples": 3,  # responses a question of the profile
+            "samples": 8,  # responses a question of the profile
             "pole_samples": 2,  # responses a question and pole of the calibration
             "seed": 0,
             "calibration_tokens": 200,
