@@ -291,7 +291,7 @@ def _place(tensor: StoredTensor, like: jax.ShapeDtypeStruct, mesh: Mesh, path: s
     holds not at all. Raises UserError for a number that is not finite."""
     placement = param_sharding(mesh, path, like.shape)
     of_device = {
-        device: tuple((s.start or 0, n if s.stop is None else s.stop) for s, n in zip(index or (), like.shape, strict=True))
+        device: tuple((s.start or 0, s.stop or n) for s, n in zip(index or (), like.shape, strict=True))
         for device, index in placement.addressable_devices_indices_map(like.shape).items()
     }
     bounds = list(dict.fromkeys(of_device.values()))
