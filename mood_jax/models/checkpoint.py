@@ -226,7 +226,6 @@ def _read(
     for tensor in names:
         by_file.setdefault(files[tensor], []).append(tensor)
     for file, tensors in sorted(by_file.items()):
-        broken: dict[str, jax.Array] = {}
         waiting = 0
         with stored.open_tensors(file) as there:
             for tensor in tensors:
@@ -234,12 +233,10 @@ def _read(
                 found = _checked(file, tensor, there, hf_shape(path, shapes[path].shape))
                 digests[path] = found.digest()
                 params[path] = _place(found, shapes[path], mesh, path)
-                broken[tensor] = _not_finite(params[path])
                 waiting += found.size
                 if waiting > IN_FLIGHT:
                     jax.block_until_ready(params[path])
                     waiting = 0
-        _check_finite(broken)
     return params, digests
 
 
@@ -291,36 +288,19 @@ def _check_tied_copy(files: Mapping[str, Path]) -> None:
 
 def _place(tensor: StoredTensor, like: jax.ShapeDtypeStruct, mesh: Mesh, path: str) -> jax.Array:
     """The parameter on its devices. A part that several devices hold is read once, and one that none of this process'
-    holds not at all."""
+    holds not at all. Raises UserError for a number that is not finite."""
     placement = param_sharding(mesh, path, like.shape)
     of_device = {
-        device: tuple((s.start or 0, n if s.stop is None else s.stop) for s, n in zip(index, like.shape, strict=True))
+        device: tuple((s.start or 0, s.stop or n) for s, n in zip(index or (), like.shape, strict=True))
         for device, index in placement.addressable_devices_indices_map(like.shape).items()
         if index is not None
     }
     bounds = list(dict.fromkeys(of_device.values()))
     parts = dict(zip(bounds, tensor.parts(like.shape, like.dtype, bounds), strict=True))
+    if not all(stored.is_finite(part) for part in parts.values()):
+        raise UserError(f"tensor {tensor.name} holds NaN or infinite values; download the checkpoint again")
     arrays = [jax.device_put(parts[bounds], device) for device, bounds in of_device.items()]
     return jax.make_array_from_single_device_arrays(like.shape, placement, arrays)
-
-
-def _not_finite(x: jax.Array) -> jax.Array:
-    """Of the parts that this process holds: nothing here waits for another one."""
-    if x.is_fully_addressable:
-        return _any_not_finite(x)
-    flags = [_any_not_finite(shard.data) for shard in x.addressable_shards]
-    return jnp.asarray([bool(f) for f in flags]).any()
-
-
-@jax.jit
-def _any_not_finite(x: jax.Array) -> jax.Array:
-    return ~jnp.isfinite(x).all()
-
-
-def _check_finite(broken: Mapping[str, jax.Array]) -> None:
-    for tensor, flag in broken.items():
-        if bool(flag):
-            raise UserError(f"tensor {tensor} holds NaN or infinite values; download the checkpoint again")
 
 
 def _fingerprint(config: DecoderConfig, digests: Mapping[str, str]) -> str:

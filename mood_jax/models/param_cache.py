@@ -1,14 +1,15 @@
 """Parameters as they lie on their devices, kept with Orbax, so that the next start converts nothing.
 
 An entry belongs to the checkpoint's very files (names, sizes, times of change), its config.json and the dtype, and may
-be restored onto any mesh. Orbax commits it whole or not at all. It holds a checksum of every parameter: one that does
-not give its parameters back is told on stderr and made anew, never used.
+be restored onto any mesh. Its record, about.json, is written last: the size of every file of Orbax' and a checksum of
+every parameter. An entry without it, or with anything that differs, is told on stderr and made anew, never used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ from jax.sharding import Mesh
 
 from mood_jax.models.sharding import param_sharding
 
+RECORD = "about.json"
 FORMAT = 1  # of the entries, and of how HF tensors become parameters: other numbers, other entries
 
 
@@ -72,13 +74,15 @@ def restore(
         path: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=param_sharding(mesh, path, like.shape))
         for path, like in shapes.items()
     }
-    arguments = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
     try:
-        with _checkpointer() as orbax:
-            found = orbax.restore(place.folder, ocp.args.Composite(params=arguments, about=ocp.args.JsonRestore()))
-        about, params = found["about"], dict(found["params"])
+        about = json.loads((place.folder / RECORD).read_text(encoding="utf-8"))
         if about["key"] != place.key:
             raise ValueError("it belongs to other files")
+        if about["sizes"] != _sizes(place.folder):
+            raise ValueError("a file is missing or has another size")
+        arguments = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
+        with _checkpointer() as orbax:
+            params = dict(orbax.restore(place.folder, arguments))
         sums = _checksums(params)
         if broken := [path for path in shapes if sums[path] != about["checksums"][path]]:
             raise ValueError(f"the checksum of {broken[0]} differs")
@@ -95,17 +99,28 @@ def save(place: Entry, params: Mapping[str, jax.Array], fingerprint: str) -> Non
     about = {"key": place.key, "fingerprint": fingerprint, "checksums": _checksums(params)}
     try:
         with _checkpointer() as orbax:
-            items = {"params": ocp.args.PyTreeSave(dict(params)), "about": ocp.args.JsonSave(about)}
-            orbax.save(place.folder, ocp.args.Composite(**items))
+            orbax.save(place.folder, ocp.args.PyTreeSave(dict(params)))
+        record = json.dumps(about | {"sizes": _sizes(place.folder)}, sort_keys=True)
+        temporary = place.folder / f".{RECORD}"
+        with temporary.open("w", encoding="utf-8") as f:
+            f.write(record)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(place.folder / RECORD)
     except Exception as e:  # a full disk, or another process that was faster; the parameters are there in any case
         reason = " ".join(str(e).split())[:160]
         print(f"the parameters are not kept in {place.folder}: {reason}", file=sys.stderr, flush=True)
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of all files but the record."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name.removeprefix(".") != RECORD)
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+
+
 def _checkpointer() -> ocp.Checkpointer:
     # Trained weights hardly compress, and it takes longer than reading them.
-    params = ocp.PyTreeCheckpointHandler(use_compression=False)
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(params=params, about=ocp.JsonCheckpointHandler()))
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
 
 def _checksums(params: Mapping[str, jax.Array]) -> dict[str, int]:

@@ -73,7 +73,8 @@ DAMAGES = {
     "flipped": flipped,
     "truncated": lambda folder: os.truncate(largest(folder), 1000),
     "missing": lambda folder: largest(folder).unlink(),
-    "no record": lambda folder: shutil.rmtree(folder / "about"),
+    "no record": lambda folder: (folder / "about.json").unlink(),
+    "half a record": lambda folder: os.truncate(folder / "about.json", 50),
     "empty": lambda folder: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in folder.iterdir()],
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_two_tensors_are_compared_number_by_number(tmp_path, rng, monkeypatch):
         assert there["x"].equals(there["same"])
         assert not there["x"].equals(there["other"])
         assert not there["x"].equals(there["turned"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_that_are_not_finite(dtype, rng, monkeypatch):
+    monkeypatch.setattr(stored, "CHECKED", 8)
+    x = (rng.standard_normal((7, 5)) * 1e30).astype(jax.numpy.dtype(dtype))
+    x[0, 0], x[0, 1] = jax.numpy.finfo(dtype).max, jax.numpy.finfo(dtype).min
+    assert stored.is_finite(x)
+    for value in (np.nan, np.inf, -np.inf):
+        y = x.copy()
+        y.reshape(-1)[rng.integers(35)] = value
+        assert not stored.is_finite(y)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
