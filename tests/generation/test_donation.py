@@ -84,6 +84,7 @@ def test_a_step_that_copies_the_cache_is_seen(asked, monkeypatch):
 
     def kept(*args, cache, **options):
         logits, new, states = run(*args, cache=cache, **options)
+        assert logits is not None
         wanted = jnp.isfinite(logits).all()
         return logits, jax.tree.map(lambda a, b: jnp.where(wanted, a, b), new, cache), states
 

@@ -15,11 +15,11 @@ from tests.fixtures.tokenizers import make_tokenizer
 from tests.parity.hf_models import save, tiny
 
 
-def poles(rng: np.random.Generator, n: int, head: int, *tails: int) -> list[list[int]]:
-    """n prompts a head of `head` tokens, all of them with one template in front, behind it a tail of tails[0] … [1]."""
+def poles(rng: np.random.Generator, n: int, head: int, low: int, high: int) -> list[list[int]]:
+    """n prompts a head of `head` tokens, all of them with one template in front, behind it low … high − 1 more."""
     template = rng.integers(5, 200, 6).tolist()
     heads = [rng.integers(5, 200, head).tolist() for _ in range(3)]
-    return [[*template, *h, *rng.integers(5, 200, int(k)).tolist()] for h in heads for k in rng.integers(*tails, n)]
+    return [[*template, *h, *rng.integers(5, 200, int(k)).tolist()] for h in heads for k in rng.integers(low, high, n)]
 
 
 @pytest.mark.parametrize("divisor", [1, 4])
@@ -44,6 +44,7 @@ def test_every_row_finds_its_own_beginning(rng, divisor):
     for one, two in zip(batches, prefix.share(make_batches(prompts, 16, divisor)), strict=True):
         assert one.rows == two.rows
         if one.shared is not None:
+            assert two.shared is not None
             np.testing.assert_array_equal(one.shared.tokens, two.shared.tokens)
 
 
