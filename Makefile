@@ -26,7 +26,7 @@ demo: $(VENV)/.installed  ## calibrate and profile the embedded model into runs/
 	$(PY) scripts/measure.py --config=configs/embedded.py --workdir=runs/demo
 
 test: lint  ## lint, then the tests on WORKERS=2 processes
-	$(TEST_ENV) $(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(TEST_ENV) $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test  ## ruff and pyright
 	$(PY) -m ruff check .

@@ -29,7 +29,27 @@ import pytest
 ROOT = Path(__file__).parent.parent
 _COMPILED = ROOT / ".pytest_cache" / "compiled" / runpy.run_path(str(ROOT / "mood_jax" / "compiled.py"))["machine"]()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# The files that take longest, which go first: whichever worker is free takes the next, and none is left with a long one
+# at the end. (pytest-xdist's own order, most tests first, would do the opposite; see the Makefile.)
+LONG = (
+    "studies/test_validate_wills.py",
+    "organisms/test_train.py",
+    "generation/test_engine.py",
+    "probes/test_power.py",
+    "studies/test_validate_doses.py",
+    "models/test_decoder.py",
+    "studies/test_sweep.py",
+    "generation/test_memory.py",
+    "generation/test_dialogue.py",
+    "generation/test_processes.py",
+    "studies/test_sweep_survives.py",
+    "studies/test_nulls.py",
+    "studies/test_planted.py",
+    "studies/test_random_weights.py",
+    "studies/test_resume.py",
+)
 
 # Changed by hand now and then, which gives every test new inputs; it stays until the whole suite has passed with it.
 # So what passed here passes there.
@@ -38,6 +58,12 @@ SEED = 2438519643
 
 # Every compiled program holds some memory maps, of which Linux gives a process 65 530; the compiler aborts at the last.
 MOST_MAPS = 25_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    place = {str(ROOT / "tests" / name): k for k, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(str(item.path), len(LONG)))
 
 
 @pytest.fixture(autouse=True, scope="module")
