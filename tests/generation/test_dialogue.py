@@ -74,7 +74,7 @@ def test_a_carried_cache_changes_nothing(tmp_path, rng, seed):
     """Also: windows shorter than the conversation, and empty responses."""
     model = load_model(str(make(tmp_path / "m", "gemma2", sliding_window=24)), dtype="float32")
     model.chat.eos_token_ids = tuple(range(0, model.config.vocab_size, 3))
-    scripts = [[sentence(rng, int(n)) for n in rng.integers(5, 8, 3)] for _ in range(4)]
+    scripts = [[sentence(rng, int(n)) for n in rng.integers(5, 8, 2)] for _ in range(4)]
     systems = [None, sentence(rng, 4), None, None]
     ids = [f"c{i}" for i in range(4)]
     sampler = TopP(1.0, temperature=0.7)  # compiles in less time than a nucleus
