@@ -7,7 +7,8 @@ WORKERS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
-INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+# Without compiling every module of every package, of which few are imported.
+INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 # One thread of XLA and of torch a test worker, since the workers share the cores.
 TEST_ENV := NPROC=1 OMP_NUM_THREADS=1
