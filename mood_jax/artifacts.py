@@ -387,8 +387,8 @@ class AxisProfile:
 
     `scores[scale]` float [n] for the scales iqr, article, pole and re_read (of imported axes, article alone), and `raw`
     for the projection itself; `summary[scale]` has mean, sd, ci95 and clip_rate; p and p_holm test whether the mean
-    score differs from 0. `length` has r, ci95 and p_holm: how the scores move with the number of tokens; empty in
-    profiles of earlier versions.
+    score differs from 0. `length` tells how the scores move with the number of tokens: r, ci95, and p_holm of a
+    correlation up to `least` (0 where it is not named, by earlier versions); empty in the first ones.
     """
 
     axis: AxisNames

@@ -44,21 +44,29 @@ FLAT_GRAM = 1e-6
 
 
 class ClusteredCorrelation(NamedTuple):
-    """Pearson's r [a] of a scores, its 95 % interval [a, 2] and p [a], by a jackknife over questions."""
+    """Pearson's r [a] of a scores, its 95 % interval [a, 2] and p [a] of |ρ| ≤ `least`, by a jackknife over questions."""
 
     r: np.ndarray
     ci95: np.ndarray
     p: np.ndarray
 
 
-def clustered_correlation(x: np.ndarray, y: np.ndarray, question: Sequence | np.ndarray) -> ClusteredCorrelation:
+def clustered_correlation(
+    x: np.ndarray, y: np.ndarray, question: Sequence | np.ndarray, *, least: float = 0.0
+) -> ClusteredCorrelation:
     """Correlation of scores x [n, a] with y [n], samples of a question being no independent ones.
 
     Fisher's z with the standard error of the jackknife that leaves out one question at a time (Efron 1982), against
     t with Q − 1 degrees of freedom. Where x or y does not vary r is 0, its interval −1 … 1 and p 1.
 
-    Errors: UserError for fewer than three questions.
+    Args:
+      least: correlations of this size and below are the null hypothesis (0: any correlation is one too many). p is at
+        its largest where ρ = ± `least`, and that p is given (a minimum-effect test: Murphy and Myors 1999).
+
+    Errors: UserError for fewer than three questions, and a `least` outside 0 … 1.
     """
+    if not 0 <= least < 1:
+        raise UserError(f"least is {least}; a correlation to be exceeded is at least 0 and below 1")
     _, code = np.unique(np.asarray(question), return_inverse=True)
     n_questions = int(code.max()) + 1
     if n_questions < 3:
@@ -83,8 +91,14 @@ def clustered_correlation(x: np.ndarray, y: np.ndarray, question: Sequence | np.
     error = np.sqrt((n_questions - 1) / n_questions * spread)
     ok = error > 0
     df = n_questions - 1.0
-    t = np.divide(z, error, out=np.zeros_like(z), where=ok)
-    p = np.asarray(betainc(df / 2, 0.5, df / (df + np.square(t))), np.float64)
+
+    def above(distance: np.ndarray) -> np.ndarray:
+        """The chance that t exceeds distance / error."""
+        t = np.divide(distance, error, out=np.zeros_like(z), where=ok)
+        both = np.asarray(betainc(df / 2, 0.5, df / (df + np.square(t))), np.float64)
+        return np.where(t < 0, 1 - both / 2, both / 2)
+
+    p = above(np.abs(z) - math.atanh(least)) + above(np.abs(z) + math.atanh(least))
     wide = _t_quantile(df) * error
     ends = np.stack([np.tanh(z - wide), np.tanh(z + wide)], axis=-1)
     return ClusteredCorrelation(np.tanh(z), np.where(ok[:, None], ends, [-1.0, 1.0]), np.where(ok, p, 1.0))

@@ -118,9 +118,10 @@ def length_warnings(axes: Sequence[str], evidence: Sequence[Mapping], profile: S
     for name, found in zip(axes, profile, strict=bool(profile)):
         if found.get("p_holm", 1) < ALPHA:
             low, high = found["ci95"]
+            null = f" of ±{found['least']:g} or less" if found.get("least") else ""
             lines.append(
                 f"  length: {name}: the score moves with the number of tokens, "
-                f"r {found['r']:+.2f} [{low:+.2f}, {high:+.2f}], p {found['p_holm']:.2g}"
+                f"r {found['r']:+.2f} [{low:+.2f}, {high:+.2f}], p {found['p_holm']:.2g}{null}"
             )
     return "\n".join(lines)
 

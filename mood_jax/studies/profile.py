@@ -22,6 +22,7 @@ from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 
 SCALES: tuple[probes.Scale, ...] = ("iqr", "article", "pole", "re_read")
 BOOTSTRAP = 10_000
+MOVES = 0.1  # up to this correlation (1 % of the variance) a score is not said to move with length
 
 
 def asks(questions: Sequence[bank.Question], samples: int = 1) -> list[Ask]:
@@ -224,12 +225,15 @@ def analyse(
 
 
 def _length(x: np.ndarray, n_tokens: np.ndarray, question: np.ndarray) -> list[dict[str, Any]]:
-    """Of each axis: how its projections x [responses, axes] move with the length of a response."""
+    """Of each axis: how its projections x [responses, axes] move with the length of a response.
+
+    With many responses any two quantities correlate beyond chance, so p is that of a correlation up to MOVES.
+    """
     if len(set(question)) < 3:
         return [{} for _ in range(x.shape[1])]
-    found = probes.clustered_correlation(x, n_tokens, question)
+    found = probes.clustered_correlation(x, n_tokens, question, least=MOVES)
     adjusted = np.asarray(probes.holm(np.asarray(found.p, np.float32)))
     return [
-        {"r": float(r), "ci95": [float(end) for end in ci95], "p_holm": float(p)}
+        {"r": float(r), "ci95": [float(end) for end in ci95], "least": MOVES, "p_holm": float(p)}
         for r, ci95, p in zip(found.r, found.ci95, adjusted, strict=True)
     ]

@@ -286,19 +286,21 @@ def test_sign_flip_p_is_uniform_where_there_is_nothing():
 # --- scores against length ---
 
 
-def test_clustered_correlation_is_pearsons_with_the_jackknife_over_questions(fixed_rng):
+@pytest.mark.parametrize("least", [0, 0.1])
+def test_clustered_correlation_is_pearsons_with_the_jackknife_over_questions(fixed_rng, least):
     question = np.repeat(np.arange(12), [1, 2, 3, 4, 3, 2, 1, 2, 3, 4, 3, 2])
     y = fixed_rng.integers(20, 200, len(question)).astype(float)
     x = fixed_rng.normal(size=(len(question), 3)) + np.outer(y, [0.0, 0.02, -0.01]) + 1e4
     x[:, 2] += fixed_rng.normal(size=12)[question]
-    found = clustered_correlation(x, y, question)
+    found = clustered_correlation(x, y, question, least=least)
     for a in range(3):
         r = stats.pearsonr(x[:, a], y).statistic
         left = [np.arctanh(stats.pearsonr(x[question != q, a], y[question != q]).statistic) for q in range(12)]
         error = np.sqrt(11 / 12 * np.sum((left - np.mean(left)) ** 2))
         z, t = np.arctanh(r), stats.t(11)
         assert found.r[a] == pytest.approx(r, abs=1e-8)
-        assert found.p[a] == pytest.approx(2 * t.sf(abs(z) / error), abs=1e-4)
+        tails = [t.sf((abs(z) + np.arctanh(at)) / error) for at in (least, -least)]
+        assert found.p[a] == pytest.approx(sum(tails), abs=1e-4)
         assert found.ci95[a] == pytest.approx(np.tanh(z + np.array([-1, 1]) * t.ppf(0.975) * error), abs=1e-3)
 
 
@@ -312,14 +314,18 @@ def test_clustered_correlation_of_what_does_not_vary_is_no_evidence(rng):
     assert clustered_correlation(x, np.arange(9), question).p[0] == 1
     with pytest.raises(UserError, match="three"):
         clustered_correlation(x, np.arange(9), np.repeat([0, 1, 1], 3))
+    with pytest.raises(UserError, match="least is 1"):
+        clustered_correlation(x, np.arange(9), question, least=1)
 
 
-def test_clustered_correlation_holds_its_level_where_questions_differ(fixed_rng):
-    # 30 questions × 3 samples; both quantities have a part that is the question's own, and nothing in common
-    question = np.repeat(np.arange(30), 3)
+@pytest.mark.parametrize("least", [0, 0.1])
+def test_clustered_correlation_holds_its_level_where_questions_differ(fixed_rng, least):
+    # 30 questions × 8 samples; both quantities have a part that is the question's own; they correlate by `least`
+    question = np.repeat(np.arange(30), 8)
     p = []
     for _ in range(600):
-        x, y = fixed_rng.normal(size=(2, 30))[:, question] + fixed_rng.normal(size=(2, 90))
-        p.append(clustered_correlation(x[:, None], y, question).p[0])
+        x, y = fixed_rng.normal(size=(2, 30))[:, question] + fixed_rng.normal(size=(2, len(question)))
+        y = least * x + np.sqrt(1 - least**2) * y
+        p.append(clustered_correlation(x[:, None], y, question, least=least).p[0])
     assert np.mean(np.array(p) < 0.05) < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 600)
     assert np.mean(np.array(p) < 0.05) > 0.02

@@ -22,6 +22,7 @@ def test_length_is_named_where_it_may_explain_and_nowhere_else():
     assert length_warnings(["a", "b"], [EVEN, EVEN], [still, moved]) == (
         "  length: b: the score moves with the number of tokens, r -0.62 [-0.80, -0.30], p 0.01"
     )
+    assert length_warnings(["a"], [EVEN], [moved | {"least": 0.1}]).endswith("p 0.01 of ±0.1 or less")
     assert length_warnings(["a"], [{}], [{}]) == ""  # imported axes, and profiles of earlier versions
 
 
