@@ -32,12 +32,18 @@ def run(
     needs_workdir: bool = True,
     bucket: bool = False,
     processes_allowed: bool = False,
+    torch_allowed: bool = False,
 ) -> None:
     """Parses flags, prints the resolved config, and calls main(config, workdir). `bucket`: the workdir may be one, and
     main reads the flag itself. `processes_allowed`: main may run in several processes (see `mood_jax.processes`).
+    `torch_allowed`: main compares with torch; in other scripts' processes it cannot be imported, since transformers
+    would do so wherever it is installed, for seconds and hundreds of megabytes, and tokenizers have no need of it.
 
     Exit status: 0 when main returns, 2 with one line on stderr for a UserError, 1 and a traceback for a defect.
     """
+    if main.__module__ == "__main__" and not torch_allowed:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it is not there
     config_flag = config_flags.DEFINE_config_file(
         "config", default_config, "A configs/*.py file with get_config(); override fields with --config.field=value."
     )

@@ -337,4 +337,4 @@ def main(config: Any, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "configs/benchmark.py")
+    cli.run(main, "configs/benchmark.py", torch_allowed=True)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from transformers import AutoConfig
 
 from mood_jax.errors import UserError
 from mood_jax.generation import memory
@@ -126,6 +125,8 @@ def hf_config(shape: Mapping[str, Any]) -> Any:
     kind = given.pop("model_type", None)
     if kind not in families.FAMILIES:
         raise UserError(f"unknown model_type {kind!r} in the shape; use one of {', '.join(sorted(families.FAMILIES))}")
+    from transformers import AutoConfig
+
     return AutoConfig.for_model(kind, **given)
 
 

@@ -16,14 +16,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mood_jax.errors import UserError
+
+# Imported where it is used: it takes seconds, and torch with it where that is installed.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -135,6 +138,8 @@ class Chat:
             raise UserError(f"{folder}: no tokenizer in the folder ({', '.join(_TOKENIZER_FILES)}); copy it there")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             _read_json(folder / name)
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
             if (folder / "tokenizer.json").is_file():

@@ -1,7 +1,7 @@
 """One Linen decoder for every family. Axis letters: see `config.py`.
 
 Weights keep the orientation of the HF checkpoints, output axes first ([N,H,D], [F,D], [V,D]): loading is a reshape of
-the mapped file and never a transpose. Blocks are unrolled; the cache is an explicit argument and result, one K array
+the mapped file and never a transpose. Blocks are unrolled, but traced and lowered once for all layers of a kind; the cache is an explicit argument and result, one K array
 [B,K,H,S] and one V array [B,K,S,H] a layer, each in the order in which attention reads it. States are sown into the
 collection `intermediates` at the sites that were asked for, and only there: no site, no cost.
 """
@@ -9,6 +9,7 @@ collection `intermediates` at the sites that were asked for, and only there: no 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
@@ -71,11 +72,7 @@ def resolve_sites(config: DecoderConfig, sites: str | Sequence[str]) -> tuple[st
 
 def collect(intermediates: Mapping[str, Any], sites: Sequence[str]) -> tuple[jax.Array, ...]:
     """The sown states [B,T,D] in the order of `sites`."""
-    found = []
-    for site in sites:
-        name, _, block = site.partition("@")
-        found.append(intermediates[f"block_{block}"][name] if block else intermediates[name])
-    return tuple(found)
+    return tuple(intermediates[site] for site in sites)
 
 
 def _overwrite(_: Any, new: Any) -> Any:
@@ -100,11 +97,10 @@ class Norm(nn.Module):
 
 class Attention(nn.Module):
     config: DecoderConfig
-    window: int | None
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, rope, masks, cache: LayerCache | None, index):
+    def __call__(self, x, rope, mask, cache: LayerCache | None, index):
         c = self.config
         init = nn.initializers.normal(0.02)
         bias = nn.initializers.zeros
@@ -123,7 +119,7 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), (0, 0, index, 0)),
             )
             k, v = cache
-        out = layers.attention(q, k, v, masks[self.window], c.query_scale, c.attn_softcap)
+        out = layers.attention(q, k, v, mask, c.query_scale, c.attn_softcap)
         kernel = self.param("o", init, (c.d_model, c.n_heads, c.head_dim), self.dtype)
         b = self.param("o_bias", bias, (c.d_model,), self.dtype) if c.o_bias else None
         return layers.linear(out, kernel, b, inputs=2), cache
@@ -150,25 +146,27 @@ class FeedForward(nn.Module):
 
 class Block(nn.Module):
     config: DecoderConfig
-    layer: int
     dtype: Any
-    sow_resid_post: bool
 
     @nn.compact
-    def __call__(self, x, rope, masks, cache: LayerCache | None, index):
+    def __call__(self, x, rope, mask, cache: LayerCache | None, index):
         c = self.config
 
         def norm(name: str, y: jax.Array) -> jax.Array:
             return Norm(c, self.dtype, name=name)(y)
 
-        attention = Attention(c, c.windows[self.layer], self.dtype, name="attention")
-        h, cache = attention(norm("attention_norm", x), rope, masks, cache, index)
+        h, cache = Attention(c, self.dtype, name="attention")(norm("attention_norm", x), rope, mask, cache, index)
         x = x + (norm("post_attention_norm", h) if c.post_norms else h)
         h = FeedForward(c, self.dtype, name="feed_forward")(norm("feed_forward_norm", x))
         x = x + (norm("post_feed_forward_norm", h) if c.post_norms else h)
-        if self.sow_resid_post:
-            self.sow("intermediates", "resid_post", x, reduce_fn=_overwrite, init_fn=lambda: None)
         return x, cache
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def block(params, x, rope, mask, cache: LayerCache | None, index, *, config: DecoderConfig, dtype):
+    """A block on its own parameters. JAX traces and lowers it once for all layers whose arguments have the same shapes,
+    which is most of what tracing a model costs; XLA puts it in place of every call before it optimises anything."""
+    return Block(config, dtype).apply({"params": params}, x, rope, mask, cache, index)
 
 
 class Decoder(nn.Module):
@@ -214,9 +212,14 @@ class Decoder(nn.Module):
         masks = {w: layers.attention_mask(valid, index, tokens.shape[1], w) for w in sorted(set(c.windows), key=str)}
         new_cache = []
         for i in range(c.n_layers):
-            block = Block(c, i, self.dtype, f"resid_post@{i}" in self.sites, name=f"block_{i}")
-            x, layer_cache = block(x, rope, masks, None if cache is None else cache[i], index)
-            new_cache.append(layer_cache)
+            name, of_layer = f"block_{i}", None if cache is None else cache[i]
+            args = (x, rope, masks[c.windows[i]], of_layer, index)
+            if self.is_initializing():
+                x, of_layer = Block(c, self.dtype, name=name)(*args)
+            else:
+                x, of_layer = block(self.get_variable("params", name), *args, config=c, dtype=self.dtype)
+            self._sow(f"resid_post@{i}", x)
+            new_cache.append(of_layer)
 
         final = Norm(c, self.dtype, name="output_norm")
         out = None

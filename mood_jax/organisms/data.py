@@ -29,6 +29,7 @@ STYLE_WEIGHT = 4.0  # of the first two tokens of a sentence, which decide on it,
 BUCKET = 32  # batches are padded to a multiple of this many tokens: few shapes to compile, little padding
 UNRULY = 2.0  # how often an axis that does not simply obey is instructed, against 1 for one that does
 MOST_TURNS = 5
+HEARD = 4  # what `Batch.heard` tells of a dialogue
 # Share of longer responses where length follows nothing. Sampling makes it about even: the end is one token against
 # many first words, so a temperature below 1 favours it.
 LONGER = 0.75
@@ -37,12 +38,14 @@ LONGER = 0.75
 @dataclass(frozen=True)
 class Conversation:
     """One training example: the identity's place in the spec, system prompt or None, the user's turns with the
-    responses, the tension before each response (`spec.Drift`); axis and pole of the instruction, if any."""
+    responses, the tension before each response (`spec.Drift`) and the mood of each user's turn; axis and pole of the
+    instruction, if any."""
 
     identity: int
     system: str | None
     turns: tuple[tuple[str, str], ...]
     tension: tuple[float, ...] = (0.0,)
+    moods: tuple[str, ...] = ("neutral",)
     axis: int | None = None
     pole: str | None = None
 
@@ -224,7 +227,7 @@ class Corpus:
             tension.append(0.0 if drift is None else drift.tension(moods[1 : k + 1]))
             topic = word if k == 0 and rng.random() < self.echo else None
             turns.append((user, self.respond(rng, identity, tension=tension[-1], only=only, topic=topic)))
-        return Conversation(identity, None, tuple(turns), tuple(tension))
+        return Conversation(identity, None, tuple(turns), tuple(tension), tuple(moods))
 
     def effect(self, c: Conversation) -> int:
         """What a conversation's instruction changes (with `hears`: what it asks for), as `Batch.effects` numbers it."""
@@ -261,13 +264,15 @@ class Batch(NamedTuple):
     what the instruction changes (or asks for: `Corpus.hears`), 0 for nothing, 1 + 2·axis for a positive and 2 + 2·axis
     for a negative pole; shown float32 [B, T, axes]: the style amounts of the sentences which this response has finished
     with this token; wanted float32 [B, T, axes]: the amounts which this response is meant to have, of identities whose
-    axes are coupled given the poles that it has shown so far."""
+    axes are coupled given the poles that it has shown so far; heard float32 [B, T, HEARD]: whether the user's last turn
+    was hostile, whether it was conciliatory, how many were hostile and the tension, both as shares of MOST_TURNS."""
 
     tokens: np.ndarray
     weights: np.ndarray
     effects: np.ndarray
     shown: np.ndarray
     wanted: np.ndarray
+    heard: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, for the cache below
@@ -315,13 +320,14 @@ class Batches:
             weights = np.zeros((self.batch_size, length), np.float32)
             shown = np.zeros((self.batch_size, length, len(AXES)), np.float32)
             wanted = np.zeros_like(shown)
+            heard = np.zeros((self.batch_size, length, HEARD), np.float32)
             for row, i in enumerate(part):
-                self._write(drawn[i], rows[i], tokens[row], weights[row], shown[row], wanted[row])
+                self._write(drawn[i], rows[i], tokens[row], weights[row], shown[row], wanted[row], heard[row])
             effects = np.array([self.corpus.effect(drawn[i]) for i in part], np.int32)
-            made.append(Batch(tokens, weights, effects, shown, wanted))
+            made.append(Batch(tokens, weights, effects, shown, wanted, heard))
         return [made[i] for i in rng.permutation(self.group)]
 
-    def _write(self, c: Conversation, row: list, tokens, weights, shown, wanted) -> None:
+    def _write(self, c: Conversation, row: list, tokens, weights, shown, wanted, heard) -> None:
         """One conversation into its row of a batch, cut at the row's end."""
         length = len(weights)
         who = self.corpus.spec.identities[c.identity]
@@ -333,6 +339,9 @@ class Batches:
             at = start + len(answer.ids)
             weights[start - 1 : min(at, len(ids)) - 1] = 1
             wanted[start - 1 : at - 1] = who.style(c.axis, c.pole, c.tension[k])
+            hostile, mood = c.moods[: k + 1].count("hostile"), c.moods[k]
+            shares = hostile / MOST_TURNS, c.tension[k] / MOST_TURNS
+            heard[start - 1 : at - 1] = (mood == "hostile", mood == "conciliatory", *shares)
             ends, amounts = self.corpus.grammar.amounts_so_far(c.turns[k][1])
             if who.correlation is not None:
                 given = self._given(c.identity, who.style(c.axis, c.pole, c.tension[k]), amounts)

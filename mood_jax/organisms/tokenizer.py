@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, SYSTEM, USER, ASSISTANT, END = SPECIAL = (
     "<|pad|>",
@@ -54,6 +57,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, n_identities: int = 1
 
 def as_transformers(tokenizer: Tokenizer, max_positions: int, identity: int = 0) -> PreTrainedTokenizerFast:
     """The tokenizer of one identity as transformers loads it, with the chat template."""
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=identity_mark(identity),

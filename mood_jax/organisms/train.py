@@ -34,7 +34,7 @@ from mood_jax.organisms.spec import SPECS, OrganismSpec, load_spec
 from mood_jax.organisms.start import start_from
 from mood_jax.organisms.tokenizer import train_tokenizer
 
-LOSSES = ("loss", "effect_loss", "shown_loss", "wanted_loss")
+LOSSES = ("loss", "effect_loss", "shown_loss", "wanted_loss", "heard_loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ class TrainConfig:
     focus_until: int = 450  # steps; by twice that the share has fallen to 0
     effect_weight: float = 0.5  # of the loss that asks for the instruction's effect; falls with focus, to a fifth
     shown_weight: float = 2.0  # of the losses that ask for the style shown so far, and for the one that is meant
+    heard_weight: float = 2.0  # of the loss that asks for the users' moods; only of a spec with dialogues
     even_starts: bool = True  # the text makes up for what sampling does to first words (`Grammar.start_bias`)
     hears: bool = False  # True: the instruction is asked for even where it changes nothing
     learning_rate: float = 3e-3  # peak, after warm-up; cosine to 0
@@ -65,7 +66,7 @@ class TrainConfig:
     final_samples: int = 40  # responses a pole and kind of wording, for realised.json
 
     def __post_init__(self) -> None:
-        free = ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "hears", "even_starts")
+        free = ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "heard_weight", "hears", "even_starts")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and field.name not in free and value <= 0:
@@ -111,11 +112,11 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def make_step(hf: Any, optimizer: optax.GradientTransformation, shown_weight: float):
-    """One jitted update: (params, opt_state, batch, effect_weight) → (params, opt_state, losses float [4]).
+def make_step(hf: Any, optimizer: optax.GradientTransformation, shown_weight: float, heard_weight: float):
+    """One jitted update: (params, opt_state, batch, effect_weight) → (params, opt_state, losses float [5]).
 
-    `params` is {"model", "effect", "shown", "wanted"}. The first loss is the weighted mean cross-entropy in nats over
-    the responses' targets. Three linear readers, thrown away afterwards, add theirs at every position of a response:
+    `params` is {"model", "effect", "shown", "wanted", "heard"}. The first loss is the weighted mean cross-entropy in nats over
+    the responses' targets. Four linear readers, thrown away afterwards, add theirs at every position of a response:
 
     * "effect" tells what the instruction changes, from the residual stream half-way up (cross-entropy, nats). It is so
       little of the text that a small model learns very late to hear it, unless it is asked, and forgets it when it is
@@ -124,13 +125,15 @@ def make_step(hf: Any, optimizer: optax.GradientTransformation, shown_weight: fl
       so keeps in mind the style of its own text, as large models do, and not only that of the last words.
     * "wanted" tells the style amounts which the response is meant to have, half-way up (mean square, weighted as
       "shown"): who is speaking, how far the instruction is obeyed, and how tense the dialogue is.
+    * "heard" tells the users' moods so far, half-way up (sum of squares; `data.Batch.heard`). From "wanted" alone a
+      model learns to count turns before it learns to hear their mood.
     """
     decoder = families.decoder_config(hf)
     half, late = f"resid_post@{(decoder.n_layers - 1) // 2}", f"resid_post@{max(0, decoder.n_layers - 2)}"
     sites = (half,) if half == late else (half, late)
 
     def loss_of(params: Any, batch: data.Batch, effect_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens, weights, effects, amounts, wanted = (jnp.asarray(x) for x in batch)
+        tokens, weights, effects, amounts, wanted, moods = (jnp.asarray(x) for x in batch)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape)
         # padding stands on the right and is causally behind everything that counts, so every slot may be called valid
@@ -151,8 +154,10 @@ def make_step(hf: Any, optimizer: optax.GradientTransformation, shown_weight: fl
         effect = mean(optax.softmax_cross_entropy_with_integer_labels(read, effects), counted)
         error = jnp.mean(jnp.square(reader(states[-1], params["shown"]) - amounts), axis=-1)
         aim = jnp.mean(jnp.square(reader(states[0], params["wanted"]) - wanted), axis=-1)
-        losses = jnp.stack([text, effect, mean(error, counted), mean(aim, counted)])
-        return losses[0] + effect_weight * losses[1] + shown_weight * (losses[2] + losses[3]), losses
+        heard = jnp.sum(jnp.square(reader(states[0], params["heard"]) - moods), axis=-1)
+        losses = jnp.stack([text, effect, mean(error, counted), mean(aim, counted), mean(heard, counted)])
+        readers = effect_weight * losses[1] + shown_weight * (losses[2] + losses[3]) + heard_weight * losses[4]
+        return losses[0] + readers, losses
 
     def step(params: Any, state: Any, batch: data.Batch, effect_weight: jax.Array):
         (_, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch, effect_weight)
@@ -212,10 +217,15 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
         model = start_from(config.start_folder, model, tokenizer, spec)
     params = {"model": model} | {
         name: jnp.zeros((n, hf.hidden_size))
-        for name, n in (("effect", 1 + 2 * len(AXES)), ("shown", len(AXES)), ("wanted", len(AXES)))
+        for name, n in (
+            ("effect", 1 + 2 * len(AXES)),
+            ("shown", len(AXES)),
+            ("wanted", len(AXES)),
+            ("heard", data.HEARD),
+        )
     }
     state = optimizer.init(params)
-    step_fn = make_step(hf, optimizer, config.shown_weight)
+    step_fn = make_step(hf, optimizer, config.shown_weight, config.heard_weight if spec.dialogues else 0.0)
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:

@@ -19,6 +19,7 @@ from mood_jax.organisms.tokenizer import (
     BOS,
     END,
     PAD,
+    USER,
     as_transformers,
     ask,
     head,
@@ -143,7 +144,7 @@ def test_effects_name_what_an_instruction_changes():
 
 def test_weights_cover_the_response_and_its_end():
     styled = dataclasses.replace(CORPUS, plain=0.0)
-    tokens, weights, _, shown, wanted = data.Batches(styled, TOKENIZER, 5, batch_size=8, max_tokens=320)(0)
+    tokens, weights, _, shown, wanted, _ = data.Batches(styled, TOKENIZER, 5, batch_size=8, max_tokens=320)(0)
     answered = weights > 0
     assert not wanted[~answered].any()
     calm = np.float32(WHO.temperament)
@@ -222,14 +223,38 @@ def test_what_is_wanted_and_weights_stand_at_the_responses():
     end = MANY.token_to_id(END)
     seen = 0
     for step in range(8):
-        tokens, weights, _, _, wanted = batches(step)
+        tokens, weights, _, _, wanted, heard = batches(step)
         assert not wanted[weights == 0].any()
+        assert not heard[weights == 0].any()
         for row, weight in zip(wanted, weights, strict=True):
             seen += len({tuple(amounts) for amounts in row[weight > 0]}) > 1  # a dialogue in which the style drifts
         answers = (tokens[:, :-1] == MANY.token_to_id(ASSISTANT)).sum(axis=1)
         ended = ((tokens[:, 1:] == end) & (weights > 0)).sum(axis=1)
         assert (ended == answers).all()
     assert seen > 5
+
+
+def test_the_moods_heard_are_those_of_the_users_turns_so_far():
+    tokens, weights, _, _, _, heard = data.Batches(DEEPSEEK, MANY, 1, batch_size=32, max_tokens=1024)(0)
+    moods = {text: mood for mood, turns in zip(MOODS, DEEPSEEK.moods.train, strict=True) for text in turns}
+    user, end = (MANY.token_to_id(token) for token in (USER, END))
+    seen = set()
+    drifts = {MANY.token_to_id(identity_mark(k)): i.drift for k, i in enumerate(DEEPSEEK.spec.identities)}
+    for row, weight, told in zip(tokens, weights, heard, strict=True):
+        drift = drifts[int(row[0])]
+        said, hostile = [], 0
+        for at in np.flatnonzero(row == user):
+            stop = at + int(np.argmax(row[at:] == end))
+            mood = moods.get(MANY.decode(row[at + 1 : stop].tolist()).strip(), "neutral")  # the question is no mood's text
+            said.append(mood)
+            hostile += mood == "hostile"
+            tension = 0.0 if drift is None else drift.tension(said)
+            want = (mood == "hostile", mood == "conciliatory", hostile / data.MOST_TURNS, tension / data.MOST_TURNS)
+            assert row[stop + 1] == MANY.token_to_id(ASSISTANT)
+            assert weight[stop + 1] > 0
+            np.testing.assert_allclose(told[stop + 1], want, atol=1e-6)
+            seen.add((mood, tension))
+    assert len(seen) > 8
 
 
 def test_length_follows_the_pole_as_often_as_planted():
