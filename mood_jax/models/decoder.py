@@ -1,9 +1,10 @@
 """One Linen decoder for every family. Axis letters: see `config.py`.
 
 Weights keep the orientation of the HF checkpoints, output axes first ([N,H,D], [F,D], [V,D]): loading is a reshape of
-the mapped file and never a transpose. Blocks are unrolled, but traced and lowered once for all layers of a kind; the cache is an explicit argument and result, one K array
-[B,K,H,S] and one V array [B,K,S,H] a layer, each in the order in which attention reads it. States are sown into the
-collection `intermediates` at the sites that were asked for, and only there: no site, no cost.
+the mapped file and never a transpose. Blocks are unrolled, but traced and lowered once for all layers of a kind. The
+cache is an explicit argument and result, one K array [B,K,H,S] and one V array [B,K,S,H] a layer, each in the order in
+which attention reads it. States are sown into the collection `intermediates` at the sites that were asked for, under
+their names, and only there: no site, no cost.
 """
 
 from __future__ import annotations

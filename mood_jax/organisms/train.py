@@ -66,7 +66,8 @@ class TrainConfig:
     final_samples: int = 40  # responses a pole and kind of wording, for realised.json
 
     def __post_init__(self) -> None:
-        free = ("seed", "weight_decay", "focus", "effect_weight", "shown_weight", "heard_weight", "hears", "even_starts")
+        free = ("seed", "weight_decay", "focus", "hears", "even_starts")
+        free += ("effect_weight", "shown_weight", "heard_weight")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and field.name not in free and value <= 0:
@@ -115,8 +116,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def make_step(hf: Any, optimizer: optax.GradientTransformation, shown_weight: float, heard_weight: float):
     """One jitted update: (params, opt_state, batch, effect_weight) → (params, opt_state, losses float [5]).
 
-    `params` is {"model", "effect", "shown", "wanted", "heard"}. The first loss is the weighted mean cross-entropy in nats over
-    the responses' targets. Four linear readers, thrown away afterwards, add theirs at every position of a response:
+    `params` is {"model", "effect", "shown", "wanted", "heard"}. The first loss is the weighted mean cross-entropy in
+    nats over the responses' targets. Four linear readers, thrown away afterwards, add theirs at every position of a response:
 
     * "effect" tells what the instruction changes, from the residual stream half-way up (cross-entropy, nats). It is so
       little of the text that a small model learns very late to hear it, unless it is asked, and forgets it when it is

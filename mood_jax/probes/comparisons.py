@@ -44,7 +44,7 @@ FLAT_GRAM = 1e-6
 
 
 class ClusteredCorrelation(NamedTuple):
-    """Pearson's r [a] of a scores, its 95 % interval [a, 2] and p [a] of |ρ| ≤ `least`, by a jackknife over questions."""
+    """Pearson's r [a] of a scores, its 95 % interval [a, 2] and p [a] of |ρ| ≤ `least`; a jackknife over questions."""
 
     r: np.ndarray
     ci95: np.ndarray

@@ -245,7 +245,9 @@ def test_the_moods_heard_are_those_of_the_users_turns_so_far():
         said, hostile = [], 0
         for at in np.flatnonzero(row == user):
             stop = at + int(np.argmax(row[at:] == end))
-            mood = moods.get(MANY.decode(row[at + 1 : stop].tolist()).strip(), "neutral")  # the question is no mood's text
+            mood = moods.get(
+                MANY.decode(row[at + 1 : stop].tolist()).strip(), "neutral"
+            )  # the question is no mood's text
             said.append(mood)
             hostile += mood == "hostile"
             tension = 0.0 if drift is None else drift.tension(said)

@@ -81,7 +81,7 @@ class Runs:
         """`cached`: compiled programs are kept from start to start, which the undisturbed run does without."""
         batch = {"calibrate": 4, "measure": 8}[script]
         flags = [*self.flags, f"--config.batch_size={batch}", f"--workdir={self.folder / workdir}"]
-        env = environment()
+        env = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="1")  # every start compiles, and all alike
         if cached:
             env |= {
                 "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
