@@ -117,7 +117,8 @@ def make_step(hf: Any, optimizer: optax.GradientTransformation, shown_weight: fl
     """One jitted update: (params, opt_state, batch, effect_weight) → (params, opt_state, losses float [5]).
 
     `params` is {"model", "effect", "shown", "wanted", "heard"}. The first loss is the weighted mean cross-entropy in
-    nats over the responses' targets. Four linear readers, thrown away afterwards, add theirs at every position of a response:
+    nats over the responses' targets. Four linear readers, thrown away afterwards, add theirs at every position of a
+    response:
 
     * "effect" tells what the instruction changes, from the residual stream half-way up (cross-entropy, nats). It is so
       little of the text that a small model learns very late to hear it, unless it is asked, and forgets it when it is
