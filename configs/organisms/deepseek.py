@@ -13,6 +13,7 @@ def get_config():
     """What every field means: `mood_jax.organisms.train.TrainConfig`."""
     return organism_config(
         spec="deepseek",
+        heard_weight=0.0,  # what ships was trained before there was such a reader
         start_from="llama",
         steps=900,
         max_tokens=480,
