@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,7 +26,7 @@ from mood_jax.studies import calibrate as study
 from mood_jax.studies.collect import Protocol
 from tests.studies.planted import made_calibration
 from tests.studies.running import CONFIG, Outcome, in_a_process, in_this_process
-from tests.studies.tiny import checkpoint
+from tests.studies.tiny import ROOT, checkpoint, environment
 
 
 @pytest.fixture
@@ -333,3 +335,23 @@ def test_a_process_ends_with_status_2_and_one_line(good, tmp_path):
     ):
         assert said in in_a_process("calibrate", *args).line
     assert not (tmp_path / "run").exists()
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+import mood_jax
+sys.argv = sys.argv[1:]
+assert "transformers" not in sys.modules, "import mood_jax takes transformers with it"
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as e:
+    assert not e.code, e.code
+assert "transformers" in sys.modules and sys.modules["torch"] is None
+"""
+
+
+def test_a_script_starts_without_torch(tmp_path):
+    script = ROOT / "scripts" / "scale_table.py"
+    full = [sys.executable, "-c", WITHOUT_TORCH, str(script), f"--workdir={tmp_path}"]
+    done = subprocess.run(full, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
