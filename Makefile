@@ -1,6 +1,5 @@
-# make test       everything that has to hold: linters, types, tests
-# make test-long  the same with more draws, families and kills
-# make demo       calibrates and profiles the embedded model, on a laptop
+# make test   everything that has to hold: linters, types, tests
+# make demo   calibrates and profiles the embedded model, on a laptop
 # Both set up .venv first; it is set up again only after pyproject.toml or constraints.txt has changed.
 
 PYTHON ?= python3
@@ -16,12 +15,12 @@ TEST_ENV := NPROC=1 OMP_NUM_THREADS=1
 # No question to a registry about newer releases.
 LINT_ENV := PYRIGHT_PYTHON_IGNORE_WARNINGS=1
 
-.PHONY: help demo test test-long lint clean
+.PHONY: help demo test lint clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## calibrate and profile the embedded model into runs/demo
 	$(PY) scripts/calibrate.py --config=configs/embedded.py --workdir=runs/demo
@@ -29,9 +28,6 @@ demo: $(VENV)/.installed  ## calibrate and profile the embedded model into runs/
 
 test: lint  ## lint, then the tests on WORKERS=2 processes
 	$(TEST_ENV) $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-
-test-long: lint  ## the same with the long tests
-	MOOD_JAX_KILLS=20 $(TEST_ENV) $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "long or not long"
 
 lint: $(VENV)/.installed-test  ## ruff and pyright
 	$(PY) -m ruff check .

@@ -2,7 +2,7 @@
 
     python scripts/benchmark_throughput.py --config=configs/benchmark.py --workdir=runs/benchmark
 
-takes two minutes on 2 quiet CPU cores (11 beside other work) and 2 GiB of memory. It prints tokens/s of HF
+takes four minutes on 2 quiet CPU cores (11 beside other work) and 2 GiB of memory. It prints tokens/s of HF
 at batch 1, HF batched and mood_jax, their ratios, what reading the states costs, compile seconds and peak memory, and
 writes benchmark.json. For a real checkpoint add --config.model=FOLDER_OR_HUB_ID (and --config.dtype=bfloat16).
 

@@ -49,7 +49,7 @@ def compiled_bytes(lowered) -> int:
     [
         ({}, 64, 64, 128, 4),
         ({"vocab_size": 32000, "num_key_value_heads": 8, "intermediate_size": 700}, 96, 48, 80, 2),
-        pytest.param({"hidden_size": 512}, 16, 256, 128, 6, marks=pytest.mark.long),
+        ({"hidden_size": 512}, 16, 256, 128, 6),
     ],
 )
 def test_the_formula_holds_what_the_compiler_asks_for(changes, B, P, new, n_sites):

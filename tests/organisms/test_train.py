@@ -26,7 +26,6 @@ from mood_jax.organisms.spec import FAMILIES, SPECS, load_spec
 from mood_jax.organisms.start import start_from
 from mood_jax.organisms.tokenizer import identity_mark, train_tokenizer
 from mood_jax.organisms.train import TrainConfig, finish, organism_config, train
-from tests.fixtures.tokenizers import BUILT_DIFFERENTLY
 
 SIZE = {
     "vocab_size": 512,
@@ -126,9 +125,7 @@ def test_finish_measures_and_untrained_organism_is_not_shipped(undisturbed, conf
     assert [p.stat().st_mtime_ns for p in sorted((folder / "realised").iterdir())] == kept  # measured once
 
 
-@pytest.mark.parametrize(
-    "name", [f if f in BUILT_DIFFERENTLY else pytest.param(f, marks=pytest.mark.long) for f in FAMILIES]
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains_and_its_export_is_what_transformers_reads(name, tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -14,7 +14,6 @@ from mood_jax.probes.whitened import fit_whitened
 from tests.probes.test_evidence import AXES, QUESTION, SIGN, N, in_models, lengths
 from tests.probes.test_resampling import separated
 
-pytestmark = pytest.mark.long
 D = 4096
 # Correlated: a power-law spectrum, of which the planted direction is the strongest.
 SCALE = (1 + np.arange(D, dtype=np.float32)) ** -0.5

@@ -1,4 +1,4 @@
-"""Whole models without any style: the instruction in the context earns no verdict of "real"."""
+"""Whole models without any style: the instruction in the context earns no verdict of "real" (210 draws each)."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from mood_jax.readout import preset
 from mood_jax.studies.collect import Protocol
 from mood_jax.studies.nulls import false_alarms, verdicts
 
+SEEDS = 30  # × 7 axes
 TOKENS = 32
-SEEDS = pytest.mark.parametrize("seeds", [8, pytest.param(30, marks=pytest.mark.long)])  # × 7 axes
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def draws(models):
     return found
 
 
-def check(blocks, seeds):
+def check(blocks):
     result = false_alarms(blocks)
     print(result)
-    assert result.draws == 7 * seeds
+    assert result.draws == 210
     assert result.in_context_auc > 0.9
-    assert result.real <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / result.draws)
+    assert result.real <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 210)
     assert result.leaks > 0.9
     assert result.passed
     # Judged on the states in context, nearly all of them would be called real: the check can fail.
@@ -45,11 +45,9 @@ def check(blocks, seeds):
     assert not false_alarms(blocks).passed
 
 
-@SEEDS
-def test_untrained_weights_are_not_called_real(model, seeds):
-    check(draws(random_weights(model, seed) for seed in range(seeds)), seeds)
+def test_untrained_weights_are_not_called_real(model):
+    check(draws(random_weights(model, seed) for seed in range(SEEDS)))
 
 
-@SEEDS
-def test_a_model_that_hears_instructions_and_follows_none_is_not_called_real(model, seeds):
-    check(draws([model] * seeds), seeds)
+def test_a_model_that_hears_instructions_and_follows_none_is_not_called_real(model):
+    check(draws([model] * SEEDS))
