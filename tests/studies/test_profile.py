@@ -372,3 +372,14 @@ def test_profile_in_memory_equals_collecting_and_analysing(fitting, model):
     assert made_from["model"] == fitting.identity["model"]
     assert made_from["calibration"]["protocol"] == fitting.identity["protocol"]
     assert any("100% of the responses were cut" in note for note in got.notes)
+
+
+def test_length_is_warned_of_beyond_a_small_correlation_only(fixed_rng):
+    # 200 questions × 8 responses: the first axis moves with length by .07, which is beyond chance, the second by .5
+    question = np.repeat(np.arange(200), 8)
+    length, *noise = np.linalg.qr(fixed_rng.normal(size=(1600, 3)))[0].T  # next to uncorrelated in the sample
+    x = np.stack([r * length + np.sqrt(1 - r * r) * n for r, n in zip((0.07, 0.5), noise, strict=True)], axis=1)
+    assert (probes.clustered_correlation(x, length, question).p < 0.05).all()
+    small, large = profile._length(x, length, question)
+    assert small["p_holm"] > 0.05 > large["p_holm"]
+    assert small["least"] == large["least"] == 0.1
