@@ -12,7 +12,7 @@ import numpy as np
 
 from mood_jax.errors import UserError
 from mood_jax.generation import engine
-from mood_jax.generation.batching import Batch, check_ids, default_ids, make_batches, render_all
+from mood_jax.generation.batching import Batch, check_ids, default_ids, make_batches, make_read_batches, render_all
 from mood_jax.generation.model import Model
 from mood_jax.generation.prefix import Carry, share
 from mood_jax.generation.reducers import parse_reducers
@@ -23,6 +23,10 @@ from mood_jax.models.decoder import resolve_sites
 from mood_jax.models.sharding import batch_sharding, cache_sharding, to_host
 
 DEFAULT_REDUCERS = ("decay_0.9", "mean", "last")
+
+# Slots a data device reads at once: on a CPU as few as keep the attention's scores in its caches (measured), elsewhere
+# far above the few hundred from which a step's time is that of its products, and enough to hide its launching.
+READ_TOKENS = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,10 @@ def plan_read(
     prompt = np.asarray([len(r.token_ids) for r in rendered], np.int32)
     n = np.asarray([len(t) for t in tokens], np.int32)
     first, count = (prompt - 1, n + 1 - cut) if span == "article" else (prompt, n)
-    batches = make_batches(sequences, batch_size, model.mesh.shape["data"])
+    devices = model.mesh.shape["data"]
+    platform = model.mesh.devices.flat[0].platform
+    most = devices * READ_TOKENS.get(platform, READ_TOKENS["gpu"])
+    batches = make_read_batches(sequences, batch_size, most, devices)
     spans = (first.astype(np.int32), count.astype(np.int32))
     return ReadPlan(model, ids, tuple(batches), *spans, names, kinds, Rows(model.mesh.shape["data"]))
 

@@ -86,14 +86,38 @@ def make_batches(
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         length = bucket(max(len(sequences[row]) for row in rows))
-        tokens = np.zeros((size, length), np.int32)
-        lengths = np.zeros(size, np.int32)
-        for k, row in enumerate(rows + rows[:1] * (size - len(rows))):
-            ids = sequences[row]
-            tokens[k, length - len(ids) :] = ids
-            lengths[k] = len(ids)
-        batches.append(Batch(tuple(rows), tokens, lengths, np.arange(size) < len(rows)))
+        batches.append(_padded(sequences, rows, size, length))
     return batches
+
+
+def make_read_batches(
+    sequences: Sequence[Sequence[int]], batch_size: int, most_tokens: int, divisor: int = 1
+) -> list[Batch]:
+    """Sequences to be read at once, as `make_batches`, but in batches of as many rows as `most_tokens` slots hold.
+
+    Reading does the same work a token whatever the number of rows, so small batches lose nothing, and rows of like
+    length stand together with less padding. Rows are sorted the longest bucket first; only the last batch is filled up.
+    """
+    if batch_size < 1:
+        raise UserError(f"the batch size must be at least 1, not {batch_size}")
+    order = sorted(range(len(sequences)), key=lambda row: (-bucket(len(sequences[row])), row))
+    batches: list[Batch] = []
+    while order:
+        length = bucket(len(sequences[order[0]]))
+        size = min(batch_size, max(len(sequences), 1), max(1, most_tokens // length))
+        size = -(-size // divisor) * divisor
+        batches.append(_padded(sequences, order[:size], size, length))
+        order = order[size:]
+    return batches
+
+
+def _padded(sequences: Sequence[Sequence[int]], rows: Sequence[int], size: int, length: int) -> Batch:
+    tokens, lengths = np.zeros((size, length), np.int32), np.zeros(size, np.int32)
+    for k, row in enumerate([*rows, *rows[:1] * (size - len(rows))]):
+        ids = sequences[row]
+        tokens[k, length - len(ids) :] = ids
+        lengths[k] = len(ids)
+    return Batch(tuple(rows), tokens, lengths, np.arange(size) < len(rows))
 
 
 def halves(batch: Batch, divisor: int = 1) -> list[Batch]:

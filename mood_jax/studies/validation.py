@@ -171,7 +171,11 @@ PLANTED = {OBEDIENT: "obeys", DEAF: "dead", Compliance(1, 0): "positive only", C
 
 
 def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
-    """3. Dead axes by the shared gap against the realised one; asymmetric ones by name; the manipulation check."""
+    """3. Dead axes by the shared gap against the realised one; asymmetric ones by name; the manipulation check.
+
+    Where the temperament is so near the one pole that is obeyed that the realised gap is that of a dead axis, dead is
+    what it has to be called.
+    """
     name = "3 compliance"
     gap = np.array([s.gap for s in subjects]).ravel()
     if not ((gap < DEAD).any() and (gap > OBEYED).any()):
@@ -184,10 +188,15 @@ def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
         key: roc_auc(-score[clear], gap[clear] < DEAD)
         for key, score in (("shared_gap", shared), ("own_re_read_auc", own), ("own_in_context_auc", context))
     }
-    named, wrong = [], []
+    named, wrong, roomless = [], [], []
     for s in subjects:
         for a, axis in enumerate(axes):
-            planted, said = PLANTED[s.identity.compliance[a]], s.said[a]
+            planted, said = PLANTED.get(s.identity.compliance[a]), s.said[a]
+            if planted is None:  # obeys in part, which is none of the four names
+                continue
+            if planted.endswith("only") and s.gap[a] < DEAD:
+                roomless.append(f"{s.name} {axis}")
+                planted = "dead"
             named.append((planted, said))
             if planted != said:
                 wrong.append(f"{s.name} {axis}: {planted}, said {said}")
@@ -206,11 +215,14 @@ def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
         "obeyed": int((gap > OBEYED).sum()),
         "asymmetric": len(asymmetric),
         "asymmetric_right": right,
+        "asymmetric_without_room": roomless,
         "all_right": float(np.mean([p == q for p, q in named])),
         "manipulation_right": manipulation,
         "wrong": wrong,
     }
     said = "no asymmetric axes" if right is None else f"{right:.0%} of {len(asymmetric)} asymmetric axes named"
+    if roomless:
+        said += f" ({len(roomless)} too near its pole to move, counted as dead)"
     reason = (
         f"ROC {roc['shared_gap']:.3f} of the shared gap (≥ .95; own AUC re-read {roc['own_re_read_auc']:.3f}, "
         f"in context {roc['own_in_context_auc']:.3f}); {said} (≥ 90 %); "

@@ -93,6 +93,8 @@ def test_a_sweep_that_is_killed_ends_with_the_same_bytes(tmp_path, seed):
     model, bank = checkpoint(tmp_path / "model"), bank_file(tmp_path / "bank.yaml")
     (tmp_path / "sweep.py").write_text(CONFIG.format(model=str(model), bank=str(bank)), encoding="utf-8")
     undisturbed = start(tmp_path, "whole")
+    out, err = undisturbed.communicate()  # the others then find its programs compiled
+    assert undisturbed.returncode == 0, out + err
 
     ways = ["prefill", "write", "decode_chunk", "outside"]
     killed = 0
@@ -102,8 +104,6 @@ def test_a_sweep_that_is_killed_ends_with_the_same_bytes(tmp_path, seed):
         for place in units.glob("*/*/*/done.json"):  # what looks whole is whole
             assert len(files(place.parent)) == 6
     assert killed > KILLS // 2
-    out, err = undisturbed.communicate()
-    assert undisturbed.returncode == 0, out + err
 
     # a full disk: one clear line, and nothing lost
     limited = subprocess.run(

@@ -207,6 +207,32 @@ def test_compliance_fails_when_the_manipulation_check_is_blind():
     assert validation.compliance_check(people, AXES).passed is False
 
 
+def test_an_axis_that_is_at_the_pole_it_would_obey_counts_as_dead():
+    """Positive only, from +.9: the realised gap is .1, and nobody can tell it from an axis that obeys nothing."""
+    room, none = np.full(N, 0.0), np.full(N, 0.9)
+    planted = [OBEDIENT, Compliance(1, 0), DEAF, *[OBEDIENT] * (N - 3)]
+
+    def checked(amounts, said):
+        seen = subject(identity("i", amounts, [planted[0], said, *planted[2:]])).shared
+        person = dataclasses.replace(subject(identity("i", amounts, planted)), shared=seen)
+        return validation.compliance_check([person], AXES)
+
+    found = checked(none, DEAF)
+    assert found.passed is True, found.reason
+    assert found.figures["asymmetric"] == 0
+    assert found.figures["asymmetric_without_room"] == [f"planted/i {AXES[1]}"]
+    assert "counted as dead" in found.reason
+    assert checked(room, DEAF).passed is False
+    assert checked(room, Compliance(1, 0)).figures["asymmetric"] == 1
+
+
+def test_axes_that_obey_in_part_have_no_name_to_be_right_about():
+    people = [subject(identity("i", ZERO, [Compliance(0.5, 0.5), DEAF, *[OBEDIENT] * (N - 2)]))]
+    found = validation.compliance_check(people, AXES)
+    assert found.passed is True, found.reason
+    assert found.figures["wrong"] == []
+
+
 @pytest.mark.parametrize("amount", [-0.6, -0.4, 0.0, 0.3, 0.6])
 @pytest.mark.parametrize("scale", [0.85, 1.0, 1.15])
 @pytest.mark.parametrize("offset", [-0.5, 0.0, 0.5])
