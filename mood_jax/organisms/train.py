@@ -34,7 +34,7 @@ from mood_jax.organisms.spec import SPECS, OrganismSpec, load_spec
 from mood_jax.organisms.start import start_from
 from mood_jax.organisms.tokenizer import train_tokenizer
 
-LOSSES = ("loss", "effect_loss", "shown_loss", "wanted_loss", "heard_loss")
+LOSSES = ("loss", "effect_loss", "shown_loss", "wanted_loss", "heard_loss")  # the last one where there are dialogues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +251,8 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
                 if done % config.log_every == 0 or done == config.steps:
                     means = [float(x) for x in np.mean(jax.device_get(losses), axis=0)]
                     named = dict(zip(LOSSES, means, strict=True))
+                    if not spec.dialogues:
+                        del named["heard_loss"]
                     progress.advance(len(losses), " · ".join(f"{name} {value:.4f}" for name, value in named.items()))
                     scalars.write(done, {f"train/{name}": value for name, value in named.items()})
                     losses = []
