@@ -358,6 +358,7 @@ def _bootstrap_mean_ci(scores, key, n):
 # --- many tests at once ---
 
 
+@jax.jit
 def holm(p: jax.Array | np.ndarray) -> jax.Array:
     """Holm's step-down adjusted p-values of p [m]: the family-wise error rate is controlled under any dependence."""
     p = jnp.asarray(p, jnp.float32)
@@ -366,6 +367,7 @@ def holm(p: jax.Array | np.ndarray) -> jax.Array:
     return jnp.zeros_like(p).at[order].set(jnp.minimum(stepped, 1.0))
 
 
+@jax.jit
 def benjamini_hochberg(p: jax.Array | np.ndarray) -> jax.Array:
     """Benjamini and Hochberg's adjusted p-values of p [m]: the false discovery rate."""
     p = jnp.asarray(p, jnp.float32)

@@ -3,6 +3,7 @@
 The raw projection stays what it is; a scaling is constants of the calibration, applied to any later projection.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -42,6 +43,7 @@ def project(states: jax.Array, vector: jax.Array) -> jax.Array:
     return einsum("...d,d->...", states, vector)
 
 
+@jax.jit
 def calibrate_scaling(x: jax.Array, sign: jax.Array, re_read: jax.Array | None = None) -> Scaling:
     """Scaling constants from calibration projections x [n] with signs [n] (+1 / −1, 0 = left out); `re_read`: the
     projections [n] of the same responses read again."""
@@ -65,6 +67,7 @@ def _poles(x: jax.Array, sign: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     return positive, negative, apart
 
 
+@functools.partial(jax.jit, static_argnames="scale")
 def score(x: jax.Array, scaling: Scaling, scale: Scale = "iqr") -> jax.Array:
     """Scaled scores of projections, elementwise and unclipped.
 

@@ -2,6 +2,7 @@
 
 x [n] projections, sign [n] with +1 / −1 and 0 for a sample that is left out; a sample that counts w times (in a
 bootstrap draw) has ±w. All are finite for every input: a pole without samples gives AUC .5, d′ 0, accuracy .5.
+The measures are jitted: by itself each would compile up to ten small programs for every n.
 """
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 DPRIME_LIMIT = 1e6
 
 
+@jax.jit
 def auc(x: jax.Array, sign: jax.Array, tie: float = 0.0) -> jax.Array:
     """Share of (positive, negative) pairs in the right order, ties ½; equals `sklearn.metrics.roc_auc_score`.
 
@@ -32,6 +34,7 @@ def pair_order(x: jax.Array, tie: float = 0.0) -> jax.Array:
     return 0.5 * ((left > right + tie).astype(x.dtype) + (left >= right - tie).astype(x.dtype))
 
 
+@jax.jit
 def dprime(x: jax.Array, sign: jax.Array) -> jax.Array:
     """(mean₊ − mean₋)/pooled SD with ddof 1: √(((n₊−1)s₊² + (n₋−1)s₋²)/(n₊+n₋−2)); 0 when a pole is empty."""
     pos, neg, _ = pole_weights(sign)
@@ -49,6 +52,7 @@ def dprime_from_moments(difference: jax.Array, squares: jax.Array, n_pos: jax.Ar
     return jnp.where(defined, difference / jnp.where(defined, jnp.maximum(sd, floor), 1.0), 0.0)
 
 
+@jax.jit
 def midpoint_accuracy(x: jax.Array, sign: jax.Array) -> jax.Array:
     """Share of samples on their own side of the middle of the two pole means, on the middle ½."""
     pos, neg, _ = pole_weights(sign)
@@ -57,6 +61,7 @@ def midpoint_accuracy(x: jax.Array, sign: jax.Array) -> jax.Array:
     return threshold_accuracy(x - 0.5 * (mean_pos + mean_neg), sign)
 
 
+@jax.jit
 def threshold_accuracy(x: jax.Array, sign: jax.Array) -> jax.Array:
     """Share of samples on their own side of zero, on zero ½ (of `article` scores: the article's accuracy)."""
     return safe_ratio(jnp.sum(correct(x, sign)), jnp.sum(jnp.abs(sign)), 0.5)

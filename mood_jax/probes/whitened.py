@@ -105,6 +105,7 @@ def whitened_coefficients(
     return jnp.where(ok, a / jnp.where(ok, distance, 1.0), 0.0), ok
 
 
+@jax.jit
 def fit_whitened(
     states: jax.Array,
     sign: jax.Array,

@@ -74,7 +74,7 @@ def poles(
         for f in range(int(fold.max()) + 1):
             out = fold == f
             if (s[out] > 0).any() and (s[out] < 0).any():
-                apart.append(_difference(x[out], s[out]) @ _direction(x[~out], s[~out], name))
+                apart.append(_difference(x[out], s[out]) @ _direction(x, np.where(out, 0, s), name))
         distance = float(np.mean(apart)) / 2
         if not distance > 0:
             raise UserError(f"axis {name}: this model sees no difference between the borrowed texts of its poles")

@@ -220,12 +220,12 @@ def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
         "manipulation_right": manipulation,
         "wrong": wrong,
     }
-    said = "no asymmetric axes" if right is None else f"{right:.0%} of {len(asymmetric)} asymmetric axes named"
+    said = "no asymmetric axes" if right is None else f"{right:.0%} of {len(asymmetric)} asymmetric axes named (≥ 90 %)"
     if roomless:
-        said += f" ({len(roomless)} too near its pole to move, counted as dead)"
+        said += f", {len(roomless)} too near the pole they obey to move and counted as dead"
     reason = (
         f"ROC {roc['shared_gap']:.3f} of the shared gap (≥ .95; own AUC re-read {roc['own_re_read_auc']:.3f}, "
-        f"in context {roc['own_in_context_auc']:.3f}); {said} (≥ 90 %); "
+        f"in context {roc['own_in_context_auc']:.3f}); {said}; "
         f"manipulation check right in {manipulation:.0%} (≥ 90 %)"
     )
     return Check(
