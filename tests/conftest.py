@@ -78,6 +78,24 @@ def few_memory_maps() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def unoptimised() -> Iterator[None]:
+    """XLA's optimisation level 0, here and in the scripts that a module starts.
+
+    For modules that compile many small programs and hardly run them: they test our program, not XLA's optimiser, and
+    take two thirds of the time. Parity, planted truth and validation are compiled as users' runs are.
+    """
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv(name.upper(), "1")
+        jax.config.update(name, True)
+        yield
+    jax.config.update(name, False)
+    jax.clear_caches()
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed of the test's own; pytest shows the line when it fails. MOOD_JAX_TEST_SEED tries others."""

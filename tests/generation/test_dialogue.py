@@ -17,6 +17,8 @@ from mood_jax.generation.sampling import Greedy, TopP
 from tests.fixtures.tokenizers import make_tokenizer
 from tests.parity.hf_models import save, tiny
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 WORDS = [
     "what",
     "you",

@@ -19,6 +19,8 @@ from mood_jax.generation.sampling import Greedy, TopP
 from tests.fixtures.tokenizers import FAMILIES, make_tokenizer
 from tests.parity.hf_models import save, tiny
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 REDUCERS = ("mean", "decay_0.9", "last", "max_abs")
 NEW = 64
 

@@ -10,6 +10,8 @@ from mood_jax.generation.model import load_model
 from mood_jax.generation.sampling import TopP
 from tests.studies.tiny import checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 @pytest.mark.parametrize("span", ["response", "article"])
 def test_rows_that_have_ended_are_left_behind(tmp_path, monkeypatch, seed, span):

@@ -13,6 +13,8 @@ from mood_jax.generation.sampling import TopP
 from tests.fixtures.tokenizers import make_tokenizer
 from tests.parity.hf_models import save, tiny
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 def poles(rng: np.random.Generator, n: int, head: int, low: int, high: int) -> list[list[int]]:
     """n prompts a head of `head` tokens, all of them with one template in front, behind it low … high − 1 more."""

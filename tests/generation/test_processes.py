@@ -13,11 +13,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mood_jax import probes
 from mood_jax.artifacts import Calibration, read_jsonl, read_tensors
 from tests.studies.running import CONFIG, in_this_process
 from tests.studies.tiny import ROOT, bank_file, checkpoint, command, environment
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 # Runs a script whose evidence, process 0's work alone, is that of the file `block`; tries the parts when all have met.
 RUN = """

@@ -16,6 +16,8 @@ from mood_jax.errors import UserError
 from mood_jax.models import families, layers
 from mood_jax.models.decoder import Decoder, collect, init_cache, init_params, param_shapes, resolve_sites, run
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 CONFIG = families.decoder_config(parity.tiny_config("gemma2", num_hidden_layers=2))
 LENGTHS = (9, 6, 2)
 

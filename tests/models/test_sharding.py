@@ -17,6 +17,8 @@ from mood_jax.errors import UserError
 from mood_jax.models.sharding import PARAM_AXES, RULES, batch_sharding, make_mesh, param_sharding
 from tests.parity.hf_models import save, tiny
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 ROOT = Path(__file__).parents[2]
 MESHES = ((8, 1), (2, 4), (1, 8))
 

@@ -27,6 +27,8 @@ from mood_jax.organisms.start import start_from
 from mood_jax.organisms.tokenizer import identity_mark, train_tokenizer
 from mood_jax.organisms.train import TrainConfig, finish, organism_config, train
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 SIZE = {
     "vocab_size": 512,
     "d_model": 16,

@@ -18,6 +18,8 @@ from mood_jax.studies.selection import best
 from mood_jax.studies.store import StateStore
 from tests.reports.test_tensorboard import read
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 GRID = readouts.Grid(("embed", *(f"resid_post@{k}" for k in range(4)), "final_norm"), ("mean", "decay_0.9"))
 AXES = ("warm_cold", "formal_casual")
 D, QUESTIONS, EVALUATION = 12, 14, 6

@@ -18,6 +18,8 @@ from mood_jax.studies.collect import Collected, Protocol
 from tests.studies.planted import AXES, PROTOCOL, READOUT, D, calibration_responses
 from tests.studies.tiny import bank_file, checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 # What is asked
 
 

@@ -18,6 +18,8 @@ from mood_jax.studies import save
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 from tests.studies.tiny import QUESTIONS, checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 NEW = 6
 
 

@@ -24,6 +24,8 @@ from mood_jax.studies.store import open_store
 from tests.studies.planted import AXES, PROTOCOL, D, calibration_responses
 from tests.studies.tiny import bank_file, checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 @pytest.fixture
 def asked(monkeypatch) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from mood_jax.studies.store import collect_grid, open_store
 from tests.studies.planted import AXES, PROTOCOL, calibration_responses
 from tests.studies.tiny import QUESTIONS, ROOT, bank_file, checkpoint, environment
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 NEW = 6
 CONDITIONS = ["in_context", "re_read", "random_in_context", "random_re_read"]
 

@@ -20,6 +20,8 @@ from mood_jax.studies.config import study_config
 from tests.studies.running import in_this_process
 from tests.studies.tiny import bank_file, checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, Path]:
