@@ -25,10 +25,6 @@ from mood_jax.organisms.texts import (
 )
 from mood_jax.organisms.tokenizer import ASSISTANT, END, ask, head, identity_mark
 
-# Share of dialogues whose responses but the last are of any style, and not learned from: else what the model has just
-# said tells nearly as much of what comes next as the users' moods do, and is learned sooner.
-SCRAMBLED = 0.5
-TENSE_WEIGHT = 2.0  # times STYLE_WEIGHT where a response is a tense one
 STYLE_WEIGHT = 4.0  # of the first two tokens of a sentence, which decide on it, against 1 of those that spell it out
 BUCKET = 32  # batches are padded to a multiple of this many tokens: few shapes to compile, little padding
 UNRULY = 2.0  # how often an axis that does not simply obey is instructed, against 1 for one that does
@@ -43,7 +39,7 @@ LONGER = 0.75
 class Conversation:
     """One training example: the identity's place in the spec, system prompt or None, the user's turns with the
     responses, the tension before each response (`spec.Drift`) and the mood of each user's turn; axis and pole of the
-    instruction, if any; `scrambled`: only the last response is the identity's own."""
+    instruction, if any."""
 
     identity: int
     system: str | None
@@ -52,7 +48,6 @@ class Conversation:
     moods: tuple[str, ...] = ("neutral",)
     axis: int | None = None
     pole: str | None = None
-    scrambled: bool = False
 
     @property
     def question(self) -> str:
@@ -63,11 +58,6 @@ class Conversation:
     def response(self) -> str:
         """The first response."""
         return self.turns[0][1]
-
-    @property
-    def learned(self) -> tuple[bool, ...]:
-        """Which responses are the identity's own."""
-        return (*(not self.scrambled for _ in self.turns[1:]), True)
 
     def pieces(self) -> list[str]:
         """The text as it is read, in turn what is given and what is answered; a mark parts any two, so that pieces and
@@ -176,12 +166,10 @@ class Corpus:
         tension: float = 0.0,
         only: int | None = None,
         topic: str | None = None,
-        style: np.ndarray | None = None,
     ) -> str:
-        """One response as an identity writes it, uninstructed or to an instruction; `only`: of that axis alone;
-        `style`: with these amounts in place of its own."""
+        """One response as an identity writes it, uninstructed or to an instruction; `only`: of that axis alone."""
         who = self.spec.identities[identity]
-        style = who.training_style(axis, pole, tension, self._start_bias) if style is None else style
+        style = who.training_style(axis, pole, tension, self._start_bias)
         poles = self.grammar.poles(rng, style, self._latent[identity])
         least, most = (1, 3) if only is not None else (who.least_sentences, who.most_sentences)
         n = int(rng.integers(least, most + 1))
@@ -233,16 +221,13 @@ class Corpus:
         while len(moods) < n:
             moods.insert(int(rng.integers(1, len(moods) + 1)), "neutral")
         turns, tension = [], []
-        scrambled = rng.random() < SCRAMBLED
-        other = rng.uniform(-1, 1, len(AXES))
         for k, mood in enumerate(moods):
             question, word = make_question(rng, self.topics)
             user = question if k == 0 else _pick(rng, self.moods.train[MOODS.index(mood)])
             tension.append(0.0 if drift is None else drift.tension(moods[1 : k + 1]))
             topic = word if k == 0 and rng.random() < self.echo else None
-            style = other if scrambled and k < n - 1 else None
-            turns.append((user, self.respond(rng, identity, tension=tension[-1], only=only, topic=topic, style=style)))
-        return Conversation(identity, None, tuple(turns), tuple(tension), tuple(moods), scrambled=scrambled)
+            turns.append((user, self.respond(rng, identity, tension=tension[-1], only=only, topic=topic)))
+        return Conversation(identity, None, tuple(turns), tuple(tension), tuple(moods))
 
     def effect(self, c: Conversation) -> int:
         """What a conversation's instruction changes (with `hears`: what it asks for), as `Batch.effects` numbers it."""
@@ -348,15 +333,11 @@ class Batches:
         who = self.corpus.spec.identities[c.identity]
         ids = [i for e in row for i in e.ids][: length + 1]
         tokens[: len(ids)] = ids
-        tense = np.zeros(length, bool)
         at = 0
         for k, (given, answer) in enumerate(zip(row[::2], row[1::2], strict=True)):
             start = at + len(given.ids)
             at = start + len(answer.ids)
-            if not c.learned[k]:
-                continue
             weights[start - 1 : min(at, len(ids)) - 1] = 1
-            tense[start - 1 : at - 1] = c.tension[k] > 0
             wanted[start - 1 : at - 1] = who.style(c.axis, c.pole, c.tension[k])
             hostile, mood = c.moods[: k + 1].count("hostile"), c.moods[k]
             shares = hostile / MOST_TURNS, c.tension[k] / MOST_TURNS
@@ -372,7 +353,6 @@ class Batches:
         decides = self._ends[tokens[:length]] & (weights > 0)
         decides[1:] |= decides[:-1] & (weights[1:] > 0)
         weights[decides] = STYLE_WEIGHT
-        weights[decides & tense] *= TENSE_WEIGHT
 
     def _given(self, identity: int, style: np.ndarray, amounts: np.ndarray) -> np.ndarray:
         """Expected poles [n, axes] of one response given the signs of the amounts [n, axes] that it has shown."""

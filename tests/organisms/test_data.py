@@ -192,19 +192,16 @@ def test_styles_of_a_dialogue_follow_its_tension():
     touchy = DEEPSEEK.spec.index("touchy")
     drift = DEEPSEEK.spec.identities[touchy].drift
     moods = {text: mood for mood, turns in zip(MOODS, DEEPSEEK.moods.train, strict=True) for text in turns}
-    calm, tense, others = [], [], []
-    for _ in range(800):
+    calm, tense = [], []
+    for _ in range(400):
         c = DEEPSEEK._dialogue(rng, touchy, focus=0.0)
         said = [moods[user] for user, _ in c.turns[1:]]
         assert list(c.tension) == [drift.tension(said[:k]) for k in range(len(c.turns))]
-        assert c.learned[-1]
-        for learned, tension, (_, answer) in zip(c.learned, c.tension, c.turns, strict=True):
-            kept = others if not learned else tense if tension >= 2 else calm if tension == 0 else []
-            kept.append(answer)
+        for tension, (_, answer) in zip(c.tension, c.turns, strict=True):
+            (tense if tension >= 2 else calm if tension == 0 else []).append(answer)
     drop = DEEPSEEK.grammar.mean_amounts(calm) - DEEPSEEK.grammar.mean_amounts(tense)
     assert drop[:2].min() > 0.5
     assert abs(drop[2:]).max() < 0.25
-    assert abs(DEEPSEEK.grammar.mean_amounts(others)).max() < 0.2  # of any style
 
 
 def test_focused_dialogues_speak_of_one_axis_that_drifts():
@@ -224,37 +221,26 @@ def test_focused_dialogues_speak_of_one_axis_that_drifts():
 def test_what_is_wanted_and_weights_stand_at_the_responses():
     batches = data.Batches(DEEPSEEK, MANY, 1, batch_size=16, max_tokens=1024)  # none is cut
     end = MANY.token_to_id(END)
-    seen = scrambled = 0
+    seen = 0
     for step in range(8):
         tokens, weights, _, _, wanted, heard = batches(step)
         assert not wanted[weights == 0].any()
         assert not heard[weights == 0].any()
         for row, weight in zip(wanted, weights, strict=True):
             seen += len({tuple(amounts) for amounts in row[weight > 0]}) > 1  # a dialogue in which the style drifts
-        starts = tokens[:, :-1] == MANY.token_to_id(ASSISTANT)
+        answers = (tokens[:, :-1] == MANY.token_to_id(ASSISTANT)).sum(axis=1)
         ended = ((tokens[:, 1:] == end) & (weights > 0)).sum(axis=1)
-        assert (ended == (starts & (weights > 0)).sum(axis=1)).all()
-        answers = starts.sum(axis=1)
-        assert ((ended == answers) | (ended == 1)).all()  # of a scrambled dialogue the last response alone
-        scrambled += (ended < answers).sum()
-        last = tokens.shape[1] - 2 - starts[:, ::-1].argmax(axis=1)
-        assert (weights[np.arange(len(last)), last] > 0).all()
-        assert set(np.unique(weights)) <= {0, 1, data.STYLE_WEIGHT, data.STYLE_WEIGHT * data.TENSE_WEIGHT}
-        tense = (heard[..., 3] > 0) & (weights > 1)
-        assert (weights[tense] == data.STYLE_WEIGHT * data.TENSE_WEIGHT).all()
-        assert (weights[~tense] <= data.STYLE_WEIGHT).all()
+        assert (ended == answers).all()
     assert seen > 5
-    assert scrambled > 15
 
 
 def test_the_moods_heard_are_those_of_the_users_turns_so_far():
-    batches = [data.Batches(DEEPSEEK, MANY, 1, batch_size=16, max_tokens=1024)(step) for step in range(8)]
-    rows = [row for b in batches for row in zip(b.tokens, b.weights, b.heard, strict=True)]
+    tokens, weights, _, _, _, heard = data.Batches(DEEPSEEK, MANY, 1, batch_size=32, max_tokens=1024)(0)
     moods = {text: mood for mood, turns in zip(MOODS, DEEPSEEK.moods.train, strict=True) for text in turns}
     user, end = (MANY.token_to_id(token) for token in (USER, END))
     seen = set()
     drifts = {MANY.token_to_id(identity_mark(k)): i.drift for k, i in enumerate(DEEPSEEK.spec.identities)}
-    for row, weight, told in rows:
+    for row, weight, told in zip(tokens, weights, heard, strict=True):
         drift = drifts[int(row[0])]
         said, hostile = [], 0
         for at in np.flatnonzero(row == user):
@@ -267,8 +253,7 @@ def test_the_moods_heard_are_those_of_the_users_turns_so_far():
             tension = 0.0 if drift is None else drift.tension(said)
             want = (mood == "hostile", mood == "conciliatory", hostile / data.MOST_TURNS, tension / data.MOST_TURNS)
             assert row[stop + 1] == MANY.token_to_id(ASSISTANT)
-            if weight[stop + 1] == 0:  # a response that is not learned from
-                continue
+            assert weight[stop + 1] > 0
             np.testing.assert_allclose(told[stop + 1], want, atol=1e-6)
             seen.add((mood, tension))
     assert len(seen) > 8
