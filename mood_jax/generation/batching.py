@@ -111,7 +111,7 @@ def make_read_batches(
     return batches
 
 
-def _padded(sequences: Sequence[Sequence[int]], rows: Sequence[int], size: int, length: int) -> Batch:
+def _padded(sequences: Sequence[Sequence[int]], rows: list[int], size: int, length: int) -> Batch:
     tokens, lengths = np.zeros((size, length), np.int32), np.zeros(size, np.int32)
     for k, row in enumerate([*rows, *rows[:1] * (size - len(rows))]):
         ids = sequences[row]

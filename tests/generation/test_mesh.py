@@ -1,4 +1,4 @@
-"""Generation and reading on meshes of 8 simulated devices give the single device's tokens and states."""
+"""Generation, reading and dialogues on meshes of 8 simulated devices give the single device's tokens and states."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import mood_jax as mj
 from mood_jax.generation import engine
+from mood_jax.generation.dialogue import Dialogue
 from tests.generation.test_donation import assert_in_place
 
 rng = np.random.default_rng(0)
@@ -52,6 +53,23 @@ for data, model in ((1, 1), (8, 1), (2, 4), (1, 8)):
     worst = [float(np.abs(x - y).max() / np.abs(y).max()) for x, y in ((r.states, first[0].states), (again, first[1]))]
     same = [t.tolist() for t in r.tokens] == [t.tolist() for t in first[0].tokens]
     print(json.dumps({"mesh": [data, model], "same_tokens": same, "worst": max(worst), "n": int(r.n_tokens.sum())}))
+    if (data, model) != (2, 4):
+        continue
+    # two turns of a dialogue, whose cache is carried, also that of rows that were left behind
+    dialogue = Dialogue(m, max_new_tokens=20, sampler=mj.TopP(0.9, temperature=0.7), **options)
+    said = [dialogue.generate(prompts)]
+    longer = [[*p, *map(int, t), 7, 8, 9] for p, t in zip(prompts, said[0].tokens)]
+    said.append(dialogue.generate(longer))
+    one = mj.load_model(sys.argv[1], dtype="float32")
+    one.chat.eos_token_ids = m.chat.eos_token_ids
+    engine.decode_chunk = chunk
+    for k, (r, asked) in enumerate(zip(said, (prompts, longer))):
+        want = mj.generate(one, asked, max_new_tokens=20, sampler=mj.TopP(0.9, temperature=0.7), **options)
+        worst = float(np.abs(r.states - want.states).max() / np.abs(want.states).max())
+        same = [t.tolist() for t in r.tokens] == [t.tolist() for t in want.tokens]
+        row = {"same_tokens": same, "worst": worst, "n": int(r.n_tokens.sum())}
+        print(json.dumps({"mesh": f"turn {k + 1}", "carried": dialogue.carried, **row}))
+    engine.decode_chunk = checked
 """
 
 
@@ -69,7 +87,8 @@ def test_generation_does_not_depend_on_the_mesh(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [r["mesh"] for r in rows] == [[1, 1], [8, 1], [2, 4], [1, 8]]
+    assert [r["mesh"] for r in rows] == [[1, 1], [8, 1], [2, 4], "turn 1", "turn 2", [1, 8]]
+    assert rows[4]["carried"] > 17 * 24  # the beginning that all share, at least
     for row in rows:
         assert row["same_tokens"]
         assert row["worst"] <= 1e-5

@@ -1,4 +1,4 @@
-"""Two processes with one device each, as on two hosts, against one process: the same responses, states and calibration.
+"""Two processes with one device each, as on two hosts, against one: the same responses, states, calibration and scores.
 
 They share a mesh and no folder: the second is given a work folder of its own, which it never makes.
 """
@@ -92,7 +92,7 @@ def run_two(block: Path, script: str, *flags: object, workdirs: list[Path]) -> l
     return [(p.returncode, *x) for p, x in zip(started, said, strict=True)]
 
 
-def test_two_processes_calibrate_as_one(tmp_path, monkeypatch, capsys):
+def test_two_processes_calibrate_and_measure_as_one(tmp_path, monkeypatch, capsys):
     model, bank = checkpoint(tmp_path / "model", often_ends=True), bank_file(tmp_path / "bank.yaml")
     shipped = next(iter(sorted((ROOT / "calibrations").glob("*/calibration.json"))))
     block = tmp_path / "block" / "evidence.json"
@@ -101,6 +101,7 @@ def test_two_processes_calibrate_as_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(probes, "evidence", lambda *a, **k: [json.loads(block.read_text(encoding="utf-8"))])
     flags = [CONFIG, f"--config.model={model}", f"--config.bank={bank}", "--config.axes=loud_quiet"]
     flags += ["--config.calibration_tokens=6", "--config.batch_size=8", "--config.random_weights=False"]
+    flags += ["--config.profile_tokens=6"]
     one = in_this_process(monkeypatch, capsys, "calibrate", *flags, f"--workdir={tmp_path}/one")
     assert one.status == 0, one.err
 
@@ -129,3 +130,20 @@ def test_two_processes_calibrate_as_one(tmp_path, monkeypatch, capsys):
     assert np.abs(a.directions - b.directions).max() <= 1e-4
     for x, y in zip((a.site_rms, *a.scaling), (b.site_rms, *b.scaling), strict=True):
         np.testing.assert_allclose(y, x, rtol=1e-3, atol=1e-5)
+
+    # And the profile. The calibrations differ by rounding, so both are measured with the same.
+    flags += [f"--config.calibration={tmp_path}/one/calibration"]
+    one = in_this_process(monkeypatch, capsys, "measure", *flags, f"--workdir={tmp_path}/one")
+    assert one.status == 0, one.err
+    (status, out, err), other = run_two(block, "measure", *flags, "--config.mesh_data=2", workdirs=folders)
+    assert status == 0, err + other[2]
+    assert (other[0], "written" in other[1] + other[2]) == (0, False), other
+    assert not folders[1].exists()
+    records = [read_jsonl(tmp_path / n / "profile" / "responses.jsonl") for n in ("one", "two")]
+    assert records[0] == records[1]
+    assert sum(r["n_tokens"] for r in records[0]) > 20
+    (x,), (y,) = (json.loads((tmp_path / n / "profile" / "profile.json").read_text())["axes"] for n in ("one", "two"))
+    assert x["summary"].keys() == y["summary"].keys() > {"iqr", "pole"}
+    for scale, found in x["summary"].items():
+        for name in ("mean", "sd"):
+            assert y["summary"][scale][name] == pytest.approx(found[name], rel=1e-3, abs=1e-3), (scale, name)
