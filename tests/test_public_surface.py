@@ -13,6 +13,8 @@ import pytest
 import mood_jax as mj
 from tests.studies.tiny import ROOT, bank_file, checkpoint, environment
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 L, D, V = 4, 64, 404
 PROMPTS = [
     "How do I boil an egg?",

@@ -4,6 +4,8 @@ import pytest
 from mood_jax.probes import evidence
 from mood_jax.reports.evidence import LEGEND, evidence_table, number
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 @pytest.mark.parametrize(
     ("value", "text"),

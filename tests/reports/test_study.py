@@ -8,6 +8,8 @@ from mood_jax.probes import evidence
 from mood_jax.reports.study import evidence_scalars, write_calibration, write_profile
 from tests.reports.test_tensorboard import projector_of, read
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 AXES = [("warm_cold", "warm", "cold"), ("formal_casual", "formal", "casual")]
 N, D = 12, 8
 SIGN, QUESTION = np.tile([1, -1], N // 2), np.repeat(np.arange(N // 2), 2)
