@@ -211,7 +211,8 @@ def read(
 
     With the prompts that the responses were generated from, this equals the states of the decode loop. With others
     (the question without its system prompt) it is the condition `re_read`. `responses` may be a `Responses`, texts, or
-    lists of token ids. Under span "article" a bare text or token list counts as ended by EOS.
+    lists of token ids. Under span "article" a bare text or token list counts as ended by EOS. `batch_size` is the most
+    rows that are read at once; long ones are read fewer at a time (`READ_TOKENS`), which is faster.
 
     Raises UserError like `generate`, and when prompts and responses differ in number.
     """

@@ -60,7 +60,7 @@ for data, model in ((1, 1), (8, 1), (2, 4), (1, 8)):
     said = [dialogue.generate(prompts)]
     longer = [[*p, *map(int, t), 7, 8, 9] for p, t in zip(prompts, said[0].tokens)]
     said.append(dialogue.generate(longer))
-    one = mj.load_model(sys.argv[1], dtype="float32")
+    one = mj.load_model(sys.argv[1], dtype="float32", mesh=mj.make_mesh(1, 1))
     one.chat.eos_token_ids = m.chat.eos_token_ids
     engine.decode_chunk = chunk
     for k, (r, asked) in enumerate(zip(said, (prompts, longer))):
