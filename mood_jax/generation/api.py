@@ -297,7 +297,7 @@ def plan_read(
     most = devices * READ_TOKENS.get(platform, READ_TOKENS["gpu"])
     batches = make_read_batches(sequences, batch_size, most, devices)
     spans = (first.astype(np.int32), count.astype(np.int32))
-    return ReadPlan(model, ids, tuple(batches), *spans, names, kinds, Rows(model.mesh.shape["data"]))
+    return ReadPlan(model, ids, tuple(batches), *spans, names, kinds, Rows(devices))
 
 
 def _response_tokens(

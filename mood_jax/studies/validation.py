@@ -173,8 +173,8 @@ PLANTED = {OBEDIENT: "obeys", DEAF: "dead", Compliance(1, 0): "positive only", C
 def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
     """3. Dead axes by the shared gap against the realised one; asymmetric ones by name; the manipulation check.
 
-    Where the temperament is so near the one pole that is obeyed that the realised gap is that of a dead axis, dead is
-    what it has to be called.
+    Where the temperament is planted so near the one pole that is obeyed that the gap, planted and realised, is that of
+    a dead axis, dead is what it has to be called. One that has room and does not move stays what was planted.
     """
     name = "3 compliance"
     gap = np.array([s.gap for s in subjects]).ravel()
@@ -194,7 +194,8 @@ def compliance_check(subjects: Sequence[Subject], axes: Sequence[str]) -> Check:
             planted, said = PLANTED.get(s.identity.compliance[a]), s.said[a]
             if planted is None:  # obeys in part, which is none of the four names
                 continue
-            if planted.endswith("only") and s.gap[a] < DEAD:
+            room = s.identity.style(a, "positive")[a] - s.identity.style(a, "negative")[a]
+            if planted.endswith("only") and s.gap[a] < DEAD and round(room, 6) <= DEAD:
                 roomless.append(f"{s.name} {axis}")
                 planted = "dead"
             named.append((planted, said))

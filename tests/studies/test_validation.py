@@ -224,6 +224,12 @@ def test_an_axis_that_is_at_the_pole_it_would_obey_counts_as_dead():
     assert "counted as dead" in found.reason
     assert checked(room, DEAF).passed is False
     assert checked(room, Compliance(1, 0)).figures["asymmetric"] == 1
+    # One that has room, and in training has come to obey nothing, is not excused.
+    person = subject(identity("i", room, planted))
+    person.truth["instructed"]["production"][AXES[1]]["gap"] = 0.0
+    person = dataclasses.replace(person, shared=subject(identity("i", room, [OBEDIENT, DEAF, *planted[2:]])).shared)
+    found = validation.compliance_check([person], AXES)
+    assert (found.figures["asymmetric"], found.figures["asymmetric_right"], found.passed) == (1, 0, False)
 
 
 def test_axes_that_obey_in_part_have_no_name_to_be_right_about():
