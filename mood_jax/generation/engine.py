@@ -108,7 +108,6 @@ class BatchResult(NamedTuple):
     bad: np.ndarray  # bool [rows]
 
 
-@partial(jax.jit, static_argnames=("spec", "slots"))
 def prefill(
     params: Any,
     tokens: jax.Array,
@@ -124,6 +123,28 @@ def prefill(
 
     With a `past`, the cache of the first W slots of these prompts, `tokens` are the other P − W.
     """
+    state, logits = read_prompts(params, tokens, lengths, real, past, spec=spec, slots=slots)
+    return state._replace(token=_first(logits, keys, sampler=spec.sampler))
+
+
+# A program of its own: a batch size has many lengths of prompts, and half of the time to compile them went into this.
+@partial(jax.jit, static_argnames="sampler")
+def _first(logits: jax.Array, keys: jax.Array, *, sampler: Sampler) -> jax.Array:
+    return sample(sampler, logits, keys, jnp.int32(0))
+
+
+@partial(jax.jit, static_argnames=("spec", "slots"))
+def read_prompts(
+    params: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    real: jax.Array,
+    past: Cache | None = None,
+    *,
+    spec: Spec,
+    slots: int,
+) -> tuple[State, jax.Array]:
+    """`prefill` up to y_0, and the logits [B, V] that it is sampled from."""
     B, U = tokens.shape
     config = spec.config
     W = 0 if past is None else past[0].v.shape[2]
@@ -152,7 +173,7 @@ def prefill(
         sums = _fold(spec, sums, tuple(s[:, -1] for s in states), real)
     return State(
         cache=_placed(spec, grow_cache(cache, slots)),
-        token=sample(spec.sampler, logits, keys, jnp.int32(0)),
+        token=jnp.zeros(B, jnp.int32),
         tokens=jnp.zeros((B, spec.slots), jnp.int32),
         alive=real,
         eos=jnp.zeros(B, bool),
@@ -160,7 +181,7 @@ def prefill(
         read=real.astype(jnp.int32) if article else jnp.zeros(B, jnp.int32),
         bad=real & ~jnp.isfinite(logits.max(axis=-1)),
         sums=sums,
-    )
+    ), logits
 
 
 def _placed(spec: Spec, cache: Cache) -> Cache:

@@ -62,9 +62,9 @@ def test_the_formula_holds_what_the_compiler_asks_for(changes, B, P, new, n_site
 
     params = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
     keys = array(B, 2, dtype=jnp.uint32)
-    asked = (params, array(B, P), array(B), array(B, dtype=bool), keys)
-    first = engine.prefill.lower(*asked, spec=spec, slots=P + new)
-    state = jax.eval_shape(lambda *a: engine.prefill(*a, spec=spec, slots=P + new), *asked)
+    asked = (params, array(B, P), array(B), array(B, dtype=bool))
+    first = engine.read_prompts.lower(*asked, spec=spec, slots=P + new)
+    state, _ = jax.eval_shape(lambda *a: engine.read_prompts(*a, spec=spec, slots=P + new), *asked)
     step = engine.decode_chunk.lower(params, state, keys, array(B), array(), array(), spec=spec)
     again = engine.read_batch.lower(
         params, array(B, P + new), array(B), array(B), array(B), config=c, sites=sites, reducers=kinds
