@@ -19,6 +19,8 @@ from mood_jax.models.checkpoint import flatten
 from mood_jax.models.decoder import LayerCache, run
 from mood_jax.parity import random_params, tiny_config
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 STEPS = 4
 S = 14  # slots, of which the first 8 hold what was read before
 # Gemma 2 is tied, soft-capped, with norms after each half and a window of 8 in every other block; Qwen 2 has biases.

@@ -26,6 +26,8 @@ from mood_jax.probes.comparisons import (
 from mood_jax.probes.spans import centred_gram
 from tests.probes.test_resampling import combined, ragged, reference_projections
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 SIGN, QUESTION = np.tile([1, -1], 30), np.repeat(np.arange(30), 2)
 
 

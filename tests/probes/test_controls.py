@@ -17,6 +17,8 @@ from mood_jax.probes.controls import random_direction_aucs
 from mood_jax.probes.spans import centred_gram, residual_grams
 from tests.probes.test_resampling import reference_projections
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 SIGN, QUESTION = np.tile([1, -1], 30), np.repeat(np.arange(30), 2)
 
 

@@ -7,6 +7,8 @@ from scipy.stats import trim_mean
 from mood_jax.probes import fit_mean_difference, mean_difference, trimmed_mean
 from mood_jax.probes.arrays import residualise
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 fit = jax.jit(fit_mean_difference)
 
 

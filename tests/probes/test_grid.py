@@ -12,6 +12,8 @@ from mood_jax.probes.grid import readout_scores, split_scores
 from mood_jax.probes.logistic import PENALTIES, fit_logistic
 from mood_jax.probes.whitened import fit_whitened
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 K, S, D, HALF = 4, 3, 20, 14
 
 

@@ -18,6 +18,8 @@ from mood_jax.probes import (
 )
 from mood_jax.probes.logistic import MAX_ITERATIONS
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 # Every problem has this many rows, some of them left out, and one of two widths, so that few programs are compiled.
 N, WIDE, NARROW = 60, 256, 6
 CASES = {

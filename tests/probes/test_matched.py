@@ -16,6 +16,8 @@ from mood_jax.probes.verdicts import manipulation
 from mood_jax.probes.words import bag_of_words_auc
 from tests.probes.test_resampling import combined, interval, ragged, reference_projections
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 N = 60
 SIGN, QUESTION = np.tile([1, -1], 30), np.repeat(np.arange(30), 2)
 

@@ -8,6 +8,8 @@ import pytest
 from mood_jax.probes.folds import encode, grouped_folds
 from mood_jax.probes.nested import inner_signs, nested_projections, training_sets, training_signs
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 K = 4
 
 

@@ -10,6 +10,8 @@ from statsmodels.stats.anova import anova_lm
 from mood_jax.errors import UserError
 from mood_jax.probes import ICC_FORMS, f_quantile, icc, mean_squares, reliability, variance_components
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 # Six subjects and four raters, with the coefficients printed in the article (Shrout & Fleiss 1979, tables 2 and 4), and
 # the intervals that the manual of the R package psych prints for them.
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])

@@ -18,6 +18,8 @@ from mood_jax.probes import (
 from mood_jax.probes.resampling import cross_validated_projections
 from mood_jax.probes.spans import centred_gram
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 fit = jax.jit(fit_whitened)
 # Every problem has this many rows, some of them left out, and one of two widths, so that few programs are compiled.
 N = 60

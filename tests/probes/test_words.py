@@ -9,6 +9,8 @@ from mood_jax.probes import grouped_folds
 from mood_jax.probes.words import WORD, bag_of_words_auc, split_words, telling_words, word_counts, word_gram, word_rows
 from tests.probes.test_resampling import reference_projections
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 SIGN, QUESTION = np.tile([1, -1], 30), np.repeat(np.arange(30), 2)
 WORDS = [f"w{i}" for i in range(80)]
 HARD = [

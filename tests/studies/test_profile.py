@@ -26,6 +26,8 @@ from mood_jax.studies.collect import Collected, Protocol
 from tests.studies.planted import READOUT, made_calibration, profile_responses
 from tests.studies.tiny import checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 SCALES = ("iqr", "article", "pole", "re_read")
 
 

@@ -22,6 +22,8 @@ from mood_jax.studies.collect import Ask, Protocol
 from mood_jax.studies.store import StateStore, collect_grid, open_store
 from tests.studies.tiny import QUESTIONS, checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 L, D, NEW = 4, 64, 6
 SITES = ("embed", "resid_post@0", "resid_post@1", "resid_post@2", "resid_post@3", "final_norm")
 SETTINGS = {"model": {"name": "tiny", "fingerprint": "f" * 32}, "samples": 1}

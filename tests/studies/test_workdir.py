@@ -17,6 +17,8 @@ from mood_jax.studies import calibrate as study
 from tests.studies.running import CONFIG, SMALL_FILES, Outcome, in_a_process, in_this_process
 from tests.studies.tiny import bank_file, checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 TINY_RUN = ("--config.axes=loud_quiet", "--config.calibration_tokens=4", "--config.batch_size=14")
 
 
