@@ -92,13 +92,19 @@ def run_two(block: Path, script: str, *flags: object, workdirs: list[Path]) -> l
     return [(p.returncode, *x) for p, x in zip(started, said, strict=True)]
 
 
-def test_two_processes_calibrate_and_measure_as_one(tmp_path, monkeypatch, capsys):
-    model, bank = checkpoint(tmp_path / "model", often_ends=True), bank_file(tmp_path / "bank.yaml")
+@pytest.fixture
+def block(tmp_path, monkeypatch) -> Path:
+    """A file with the evidence that all runs have, since compiling it would take longer than everything else."""
     shipped = next(iter(sorted((ROOT / "calibrations").glob("*/calibration.json"))))
-    block = tmp_path / "block" / "evidence.json"
-    block.parent.mkdir()
-    block.write_text(json.dumps(json.loads(shipped.read_text(encoding="utf-8"))["evidence"][0]), encoding="utf-8")
-    monkeypatch.setattr(probes, "evidence", lambda *a, **k: [json.loads(block.read_text(encoding="utf-8"))])
+    path = tmp_path / "block" / "evidence.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(json.loads(shipped.read_text(encoding="utf-8"))["evidence"][0]), encoding="utf-8")
+    monkeypatch.setattr(probes, "evidence", lambda *a, **k: [json.loads(path.read_text(encoding="utf-8"))])
+    return path
+
+
+def test_two_processes_calibrate_and_measure_as_one(tmp_path, monkeypatch, capsys, block):
+    model, bank = checkpoint(tmp_path / "model", often_ends=True), bank_file(tmp_path / "bank.yaml")
     flags = [CONFIG, f"--config.model={model}", f"--config.bank={bank}", "--config.axes=loud_quiet"]
     flags += ["--config.calibration_tokens=6", "--config.batch_size=8", "--config.random_weights=False"]
     flags += ["--config.profile_tokens=6"]
@@ -147,3 +153,41 @@ def test_two_processes_calibrate_and_measure_as_one(tmp_path, monkeypatch, capsy
     for scale, found in x["summary"].items():
         for name in ("mean", "sd"):
             assert y["summary"][scale][name] == pytest.approx(found[name], rel=1e-3, abs=1e-3), (scale, name)
+
+
+SWEEP = """
+from mood_jax.studies.config import study_config
+from mood_jax.studies.sweep import sweep_config
+
+def get_config():
+    options = {{"bank": "{bank}", "axes": ("loud_quiet",), "dtype": "float32", "random_weights": False}}
+    options |= {{"calibration_tokens": 6, "profile_tokens": 6, "batch_size": 8, "mesh_data": {devices}}}
+    return sweep_config({{"tiny": study_config("{model}", **options)}}, seeds=(4, 5))
+"""
+
+
+def test_two_processes_sweep_as_one(tmp_path, monkeypatch, capsys, block):
+    model, bank = checkpoint(tmp_path / "model"), bank_file(tmp_path / "bank.yaml")
+    for devices, name in ((1, "one"), (2, "two")):
+        text = SWEEP.format(bank=bank, model=model, devices=devices)
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    one = in_this_process(monkeypatch, capsys, "sweep", f"--config={tmp_path}/one.py", f"--workdir={tmp_path}/one")
+    assert one.status == 0, one.err
+
+    folders = [tmp_path / "two", tmp_path / "nowhere"]
+    (status, out, err), other = run_two(block, "sweep", f"--config={tmp_path}/two.py", workdirs=folders)
+    assert (status, other[0]) == (0, 0), err + other[2]
+    assert "2/2 tiny/A/seed_5: done" in out
+    assert list((tmp_path / "two" / "partial").rglob("*.safetensors")) == []
+    assert not list(folders[1].rglob("done.json"))
+
+    for seed in (4, 5):
+        place = [tmp_path / name / "units" / "tiny" / "A" / f"seed_{seed}" for name in ("one", "two")]
+        a, b = (json.loads((p / "done.json").read_text(encoding="utf-8")) for p in place)
+        assert a["files"].keys() == b["files"].keys()
+        for part in ("calibration", "profile"):
+            x, y = (read_jsonl(p / part / "responses.jsonl") for p in place)
+            assert x == y
+        (x,), (y,) = (record["summary"]["axes"].values() for record in (a, b))
+        assert y["mean"] == pytest.approx(x["mean"], rel=1e-3, abs=1e-3)
+        assert y["verdict"] == x["verdict"]
