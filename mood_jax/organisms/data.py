@@ -29,6 +29,11 @@ STYLE_WEIGHT = 4.0  # of the first two tokens of a sentence, which decide on it,
 BUCKET = 32  # batches are padded to a multiple of this many tokens: few shapes to compile, little padding
 UNRULY = 2.0  # how often an axis that does not simply obey is instructed, against 1 for one that does
 MOST_TURNS = 5
+# Shares of dialogues of 2 to MOST_TURNS turns, of those without a hostile turn, and of the others whose users stay
+# hostile to the end: one hostile turn moves the odds so little that a model learns it from long runs, or not at all.
+DIALOGUE_LENGTHS = (0.1, 0.2, 0.3, 0.4)
+CALM = 0.2
+UPSET = 0.5
 HEARD = 4  # what `Batch.heard` tells of a dialogue
 # Share of longer responses where length follows nothing. Sampling makes it about even: the end is one token against
 # many first words, so a temperature below 1 favours it.
@@ -215,8 +220,8 @@ class Corpus:
         drift = self.spec.identities[identity].drift
         drifting = range(len(AXES)) if drift is None else np.flatnonzero(drift.per_turn)
         only = int(rng.choice(drifting)) if rng.random() < focus else None
-        n = int(rng.integers(2, MOST_TURNS + 1))
-        hostile = int(rng.integers(n)) if rng.random() < 0.85 else 0
+        n = int(rng.choice(np.arange(2, MOST_TURNS + 1), p=DIALOGUE_LENGTHS))
+        hostile = 0 if rng.random() < CALM else n - 1 if rng.random() < UPSET else int(rng.integers(n))
         moods = ["neutral"] + ["hostile"] * hostile + ["conciliatory"] * int(rng.integers(n - hostile))
         while len(moods) < n:
             moods.insert(int(rng.integers(1, len(moods) + 1)), "neutral")

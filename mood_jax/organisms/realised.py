@@ -159,6 +159,27 @@ def drift_amounts(corpus: Corpus, k: int, sample: Sample, n: int, seed: int) -> 
     return found
 
 
+def drift_shares(drift: dict[str, Any], identity: Identity) -> tuple[float, float]:
+    """How much of an identity's planted drift came out: the slopes (least squares through 0) of the realised movement
+    since the first turn on the planted one, over the later turns and the axes that drift. The first is of the conflict
+    script, 1 when all of it came out; the second, of the control script on the *conflict's* planted movement, is 0 when
+    it is the users' mood that moves the style and not the length of the dialogue.
+
+    `drift`: what `drift_amounts` gives. ValueError for an identity that does not drift.
+    """
+    if identity.drift is None:
+        raise ValueError(f"{identity.name} does not drift")
+    axes = [axis for axis, moved in zip(AXES, identity.drift.per_turn, strict=True) if moved]
+
+    def movement(script: str, kind: str) -> np.ndarray:
+        amounts = np.array([drift[script][kind][axis] for axis in axes])
+        return (amounts - amounts[:, :1])[:, 1:]
+
+    planted = movement("conflict", "planted")
+    moved = [float((movement(script, "realised") * planted).sum() / (planted**2).sum()) for script in DRIFT_SCRIPTS]
+    return moved[0], moved[1]
+
+
 def measure(corpus: Corpus, k: int, sample: Sample, amounts: Amounts) -> dict[str, Any]:
     """The realised truth of the identity at place k (its part of `realised.json`)."""
     identity = corpus.spec.identities[k]
@@ -247,7 +268,8 @@ def format_table(truth: dict[str, Any]) -> str:
 
 
 def format_drift(truth: dict[str, Any], identity: Identity) -> str:
-    """Planted / realised amounts of the axes that drift, turn by turn, in conflict and control; "" without any."""
+    """Planted / realised amounts of the axes that drift, turn by turn, in conflict and control, and the share of the
+    planted movement that came out; "" for an identity that does not drift."""
     if identity.drift is None or "drift" not in truth:
         return ""
     conflict, control = truth["drift"]["conflict"], truth["drift"]["control"]
@@ -257,7 +279,9 @@ def format_drift(truth: dict[str, Any], identity: Identity) -> str:
             for name, script in (("conflict", conflict), ("control", control)):
                 cells = zip(script["planted"][axis], script["realised"][axis], strict=True)
                 rows.append([f"{axis} {name}", *(f"{p:+.2f}/{r:+.2f}" for p, r in cells)])
-    return table(["planted/realised", *conflict["moods"]], rows)
+    share, control = drift_shares(truth["drift"], identity)
+    shown = table(["planted/realised", *conflict["moods"]], rows)
+    return f"{shown}\n{share:.0%} of the planted movement came out, and {control:.0%} without hostile turns"
 
 
 def response_amounts(grammar: Grammar, responses: Sequence[Sampled]) -> np.ndarray:

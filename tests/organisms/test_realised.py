@@ -107,7 +107,16 @@ def test_drift_is_counted_turn_by_turn():
     assert warm[6] > warm[5] > warm[4]  # and two conciliatory ones
     assert len(set(drift["control"]["planted"]["warm_cold"])) == 1
     shown = realised.format_drift({"drift": drift}, identity)
-    assert shown.count("\n") == 5  # two axes that drift, in two scripts
+    assert shown.count("\n") == 6  # two axes that drift, in two scripts
+    share, without = realised.drift_shares(drift, identity)
+    assert share == pytest.approx(1, abs=0.15)
+    assert without == pytest.approx(0, abs=0.15)
+    assert shown.splitlines()[-1].startswith(f"{share:.0%} of the planted movement")
+    half = {axis: [p[0] + (x - p[0]) / 2 for x in p] for axis, p in drift["conflict"]["planted"].items()}
+    moved = {"conflict": drift["conflict"] | {"realised": half}, "control": drift["conflict"] | {"realised": half}}
+    assert realised.drift_shares(moved, identity) == pytest.approx((0.5, 0.5))
+    with pytest.raises(ValueError, match="does not drift"):
+        realised.drift_shares(drift, corpus.spec.identities[0])
     assert realised.format_drift({"drift": drift}, corpus.spec.identities[0]) == ""
 
 
