@@ -20,6 +20,5 @@ def get_config() -> ConfigDict:
             "calibration_tokens": 200,
             "profile_tokens": 200,
             "null_seeds": 30,  # × 7 axes: draws of each kind of model without any style; 0: none
-            "at_once": 2,  # organisms measured at the same time; no number depends on it
         }
     )

@@ -30,6 +30,5 @@ def get_config() -> ConfigDict:
             "calibration_tokens": 128,
             "profile_tokens": 128,
             "null_seeds": 0,
-            "at_once": 2,
         }
     )

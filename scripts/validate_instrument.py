@@ -25,7 +25,6 @@ def main(config: Any, workdir: Path) -> None:
         plan,
         workdir,
         null_seeds=config.null_seeds,
-        at_once=config.at_once,
     )
     clock.mark("measure")
     axes = [a.id for a in bank.axes()]

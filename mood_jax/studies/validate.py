@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import numpy as np
 from mood_jax import bank
 from mood_jax import readout as readouts
 from mood_jax.console import Progress
-from mood_jax.errors import UserError
 from mood_jax.generation import api
 from mood_jax.generation.model import Model, load_model, random_weights
 from mood_jax.organisms.export import organism_folder
@@ -31,8 +28,6 @@ from mood_jax.studies.validation import Check
 
 NULL = "no_style"  # the organism that hears instructions and follows none
 NULL_TOKENS = 32
-
-Wordings = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]  # identity → what `held_out_scores` gives
 
 
 @dataclass(frozen=True)
@@ -69,51 +64,27 @@ class Validation:
         }
 
 
-def run(names: Sequence[str], plan: Plan, workdir: Path, *, null_seeds: int = 30, at_once: int = 1) -> Validation:
+def run(names: Sequence[str], plan: Plan, workdir: Path, *, null_seeds: int = 30) -> Validation:
     """Measures (resumably under `workdir`) and checks.
 
     Args:
         names: organisms, by the names of shipped ones or their folders, or single identities: `llama/dose_1`.
         null_seeds: draws of each axis for the models without style; 0: none.
-        at_once: organisms measured at the same time, each in a thread: while one compiles, which takes one core,
-            another generates. No number depends on it.
 
     Raises UserError: an unknown organism, or one without an identity that obeys.
     """
-    if at_once < 1:
-        raise UserError(f"at_once is {at_once}; it must be at least 1")
     axes = [a.id for a in bank.axes()]
+    subjects: list[Subject] = []
+    wordings: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     picked = chosen(names)
-    references = [reference_of(load_spec(organism_folder(name) / "spec.yaml")) for name in picked]
     progress = Progress("subjects", sum(map(len, picked.values())), "identities")
-    telling, stopping = threading.Lock(), threading.Event()
-
-    def organism(name: str, identities: list[str], first: Identity) -> tuple[list[Subject], Wordings]:
-        subjects: list[Subject] = []
-        wordings: Wordings = {}
+    for name, identities in picked.items():
+        first = reference_of(load_spec(organism_folder(name) / "spec.yaml"))
         for subject, made, model in measure(name, identities, plan, workdir):
             subjects.append(subject)
+            progress.advance(1, subject.name)
             if subject.identity == first:
                 wordings[subject.name] = held_out_scores(model, made, subject.identity, plan)
-            with telling:
-                progress.advance(1, subject.name)
-            if stopping.is_set():
-                break
-        return subjects, wordings
-
-    with ThreadPoolExecutor(at_once) as pool:
-        begun = [pool.submit(organism, *each) for each in zip(picked, picked.values(), references, strict=True)]
-        try:
-            done, _ = wait(begun, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:  # an error or Ctrl-C ends the others after the identity that they are at
-            stopping.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    measured = [future.result() for future in begun]
-    subjects = [subject for found, _ in measured for subject in found]
-    wordings = {name: scores for _, found in measured for name, scores in found.items()}
     nulls = null_models(null_seeds, plan) if null_seeds else {}
     checks = (
         validation.profile_check(subjects),
