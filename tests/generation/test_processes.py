@@ -161,7 +161,7 @@ from mood_jax.studies.sweep import sweep_config
 
 def get_config():
     options = {{"bank": "{bank}", "axes": ("loud_quiet",), "dtype": "float32", "random_weights": False}}
-    options |= {{"calibration_tokens": 6, "profile_tokens": 6, "batch_size": 8, "mesh_data": {devices}}}
+    options |= {{"calibration_tokens": 6, "profile_tokens": 6, "batch_size": 16, "mesh_data": {devices}}}
     return sweep_config({{"tiny": study_config("{model}", **options)}}, seeds=(4, 5))
 """
 

@@ -214,7 +214,7 @@ def test_the_script(files, tmp_path, monkeypatch, capsys):
     assert made.status == 2
     assert made.err.strip().splitlines()[-1].startswith("error: 1 of 2 units could not be made; broken/A/seed_0: ")
     assert "2/2 tiny/A/seed_0: done" in made.out
-    assert (tmp_path / "work" / "compiled.txt").read_text().count("jit(prefill)") > 0
+    assert (tmp_path / "work" / "compiled.txt").read_text().count("jit(read_prompts)") > 0
 
     part = in_this_process(monkeypatch, capsys, "sweep", *flags, "--shard=1/2")
     assert (part.status, part.err) == (0, "")
