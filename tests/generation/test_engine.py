@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from mood_jax.errors import UserError
 from mood_jax.generation import api, engine
 from mood_jax.generation.model import forward, load_model
 from mood_jax.generation.reducers import finish, parse_reducers, reduce, update
-from mood_jax.generation.sampling import Greedy, TopP
+from mood_jax.generation.sampling import Greedy, TopP, response_keys, sample
 from tests.fixtures.tokenizers import FAMILIES, make_tokenizer
 from tests.parity.hf_models import save, tiny
 
@@ -248,6 +249,21 @@ def test_several_eos_ids_and_an_empty_response(small):
     assert r.finish[3] == "eos"
     assert (r.states[3] == 0).all()
     assert len(r.tokens[0]) <= 5
+
+
+def test_every_token_is_drawn_with_its_own_index(small):
+    """Two tokens of a response that shared their random numbers would be drawn alike."""
+    sampler, ids = TopP(0.9, temperature=1.3), [f"response {k}" for k in range(len(small.prompts))]
+    found = api.generate(small.model, small.prompts, max_new_tokens=6, sampler=sampler, seed=3, ids=ids)
+    draw, keys, checked = jax.jit(partial(sample, sampler)), response_keys(3, ids), 0
+    for prompt, tokens, key in list(zip(small.prompts, found.tokens, keys, strict=True))[:2]:
+        whole = np.array([[*prompt, *tokens]])
+        logits, _ = forward(small.model, whole, np.ones(whole.shape, bool), sites=["embed"])
+        for t, token in enumerate(tokens):
+            drawn = draw(logits[:, len(prompt) - 1 + t], key[None], np.int32(t))
+            assert int(drawn[0]) == token, (prompt, t)
+            checked += 1
+    assert checked > 8
 
 
 def test_budget_edges(small):
