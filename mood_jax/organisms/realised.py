@@ -279,9 +279,9 @@ def format_drift(truth: dict[str, Any], identity: Identity) -> str:
             for name, script in (("conflict", conflict), ("control", control)):
                 cells = zip(script["planted"][axis], script["realised"][axis], strict=True)
                 rows.append([f"{axis} {name}", *(f"{p:+.2f}/{r:+.2f}" for p, r in cells)])
-    share, control = drift_shares(truth["drift"], identity)
+    share, unprovoked = drift_shares(truth["drift"], identity)
     shown = table(["planted/realised", *conflict["moods"]], rows)
-    return f"{shown}\n{share:.0%} of the planted movement came out, and {control:.0%} without hostile turns"
+    return f"{shown}\n{share:.0%} of the planted movement came out, and {unprovoked:.0%} without hostile turns"
 
 
 def response_amounts(grammar: Grammar, responses: Sequence[Sampled]) -> np.ndarray:

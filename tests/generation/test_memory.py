@@ -64,13 +64,15 @@ def test_the_formula_holds_what_the_compiler_asks_for(changes, B, P, new, n_site
     keys = array(B, 2, dtype=jnp.uint32)
     asked = (params, array(B, P), array(B), array(B, dtype=bool))
     first = engine.read_prompts.lower(*asked, spec=spec, slots=P + new)
-    state, _ = jax.eval_shape(lambda *a: engine.read_prompts(*a, spec=spec, slots=P + new), *asked)
+    state, logits = jax.eval_shape(lambda *a: engine.read_prompts(*a, spec=spec, slots=P + new), *asked)
+    draw = engine._first.lower(logits, keys, sampler=spec.sampler)  # beside the weights and the state
+    beside = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, state)))
     step = engine.decode_chunk.lower(params, state, keys, array(B), array(), array(), spec=spec)
     again = engine.read_batch.lower(
         params, array(B, P + new), array(B), array(B), array(B), config=c, sites=sites, reducers=kinds
     )
     found = memory.estimate(c, batch=B, prompt=P, new=new, dtype="float32", sites=n_sites, reducers=3)
-    generation = max(compiled_bytes(first), compiled_bytes(step))
+    generation = max(compiled_bytes(first), beside + compiled_bytes(draw), compiled_bytes(step))
     assert 0.5 * found.generation < generation <= found.generation
     reading = found.params + found.accumulators + found.reading
     assert 0.4 * reading < compiled_bytes(again) <= reading

@@ -190,4 +190,4 @@ def test_two_processes_sweep_as_one(tmp_path, monkeypatch, capsys, block):
             assert x == y
         (x,), (y,) = (record["summary"]["axes"].values() for record in (a, b))
         assert y["mean"] == pytest.approx(x["mean"], rel=1e-3, abs=1e-3)
-        assert y["verdict"] == x["verdict"]
+        assert y["ci95"] == pytest.approx(x["ci95"], rel=1e-3, abs=1e-3)
