@@ -204,6 +204,18 @@ def test_styles_of_a_dialogue_follow_its_tension():
     assert abs(drop[2:]).max() < 0.25
 
 
+def test_many_dialogues_are_hostile_for_long():
+    """Drift is learned from them or not at all: one hostile turn moves the odds of a sentence very little."""
+    rng = np.random.default_rng(4)
+    moods = [DEEPSEEK._dialogue(rng, 0, focus=0.0).moods for _ in range(400)]
+    hostile = np.array([m.count("hostile") for m in moods])
+    assert (hostile >= 2).mean() == pytest.approx(0.55, abs=0.1)
+    assert (hostile >= 4).mean() == pytest.approx(0.19, abs=0.08)
+    assert (hostile == 0).mean() == pytest.approx(0.3, abs=0.1)
+    assert any("conciliatory" in m for m in moods)
+    assert all(m[0] == "neutral" and 2 <= len(m) <= data.MOST_TURNS for m in moods)
+
+
 def test_focused_dialogues_speak_of_one_axis_that_drifts():
     rng = np.random.default_rng(9)
     for name in ("touchy", "steady"):
