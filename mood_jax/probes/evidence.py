@@ -106,7 +106,7 @@ def _evidence(
             }
         others = jnp.broadcast_to(others[:, None], (len(controls), *grams.shape[1:]))
         x, grams = jnp.concatenate([x, held.x]), jnp.concatenate([grams, others])
-        tested = jnp.concatenate([tested, others])
+        tested = jnp.concatenate([tested, others[:1]])  # the words have a test of their own
         separation = jax.vmap(lambda x, gram: evaluate(x, sign, question, fold, counts, gram, n_folds))(x, grams)
         for i, block in enumerate(out.values()):
             block |= {name: leaf[i] for name, leaf in separation.items()}
@@ -114,7 +114,7 @@ def _evidence(
         p, swap_auc = jax.vmap(lambda gram: swap_p(gram, sign, question, fold, axis["swaps"], axis["valid"], n_folds))(
             tested
         )
-        for name, value in zip(("length_residualised", *controls), p[1:], strict=True):
+        for name, value in zip(("length_residualised", "length_only"), p[1:], strict=True):
             out[name]["p"] = value
         random_aucs = random_direction_aucs(gram[0], sign, fold, random_key, n_folds=n_folds, n_draws=n_random)
         halved = [i for i, name in enumerate(conditions) if name in ("re_read", "in_context")]
@@ -185,7 +185,8 @@ def evidence(
       accuracy and their _ci95, auc_within_folds, ok, in_sample_auc, in_sample_dprime, top5_share; length_only and
       length_residualised also p (pole swap, unadjusted), length_only also p_holm and raw_auc (> .5 where the positive
       pole is longer).
-      bag_of_words: the same without top5_share, and p (unadjusted), n_words, n_empty, words (`words.telling_words`).
+      bag_of_words: the same without top5_share, and p (unadjusted, `words.difference_p`), n_words, n_empty, words
+      (`words.telling_words`).
       length_matched, of the re-read states: auc, auc_ci95, pairs, share, ok (`controls.length_matched`).
       split_half_cosine, mahalanobis_cosine: re_read and in_context, each mean, sd, full_length (what two directions of
       full size would agree in: the ceiling of cross-set cosines), ok; the latter also shrinkage.
@@ -229,7 +230,10 @@ def evidence(
     } | {name: _stack(kept(states), n, 0, np.float32) for name, states in read.items()}
     words: list[dict[str, Any]] = []  # per axis
     if texts is not None:
-        words = [words_of([some[int(i)] for i in rows], s) for some, rows, s in zip(texts, used, signs, strict=True)]
+        words = [
+            words_of([some[int(i)] for i in rows], *rest)
+            for some, rows, *rest in zip(texts, used, signs, codes, swaps, strict=True)
+        ]
         grams = [one.pop("gram") for one in words]
         axes["words"] = _stack([np.pad(g, ((0, 0), (0, n - len(g)))) for g in grams], n, 0, np.float32)
     n_folds = max(int(f.max()) + 1 for f in folds)

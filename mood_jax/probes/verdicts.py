@@ -98,18 +98,20 @@ def manipulation(
     """Do the texts of the poles differ, and do the re-read states (method, section 8, dead zones)?
 
     Args:
-      text_auc, text_ci95, text_p: held-out, of the words of the responses; the p is not adjusted, since this is a check
-        of the manipulation and no claim about the model.
+      text_auc, text_ci95: held-out, of the words of the responses; shown, and no condition: sixty texts are few to
+        learn words from and sort others by them.
+      text_p: of the difference of the words of all responses (`words.difference_p`), which decides; not adjusted, since
+        this is a check of the manipulation and no claim about the model.
       states_auc, states_ci95, states_p: held-out, re-read; the p is adjusted, as in `verdict`. Of an axis whose verdict
         is "length": with length taken out, since a longer response is no style that the words could miss.
     Returns:
       "complies and seen": both differ. "complies, instrument blind": the texts alone: the model does what it is asked,
-      and this readout does not show it. "represented but suppressed": the states alone. "dead": neither. Either counts
-      as different where its interval and its p clear chance.
+      and this readout does not show it. "represented but suppressed": the states alone. "dead": neither. The states
+      count as different where their interval and their p clear chance.
     """
-    texts = text_ci95[0] > CHANCE and text_p < ALPHA
+    texts = text_p < ALPHA
     states = states_ci95[0] > CHANCE and states_p < ALPHA
-    words = f"words AUC {text_auc:.2f} [{text_ci95[0]:.2f}, {text_ci95[1]:.2f}], p {text_p:.2g}"
+    words = f"words: p {text_p:.2g}, AUC {text_auc:.2f} [{text_ci95[0]:.2f}, {text_ci95[1]:.2f}]"
     seen = f"re-read AUC {states_auc:.2f} [{states_ci95[0]:.2f}, {states_ci95[1]:.2f}], p {states_p:.2g}"
     label, why = {
         (True, True): ("complies and seen", "the texts of the poles differ and so do the re-read states"),

@@ -9,6 +9,12 @@ since a longer text has more of the rare words in it: texts do differ then, and 
 beside it. No weighting by rarity: the frequent words (pronouns, hedges, contractions) are where styles differ. The
 vocabulary is that of all texts, which reveals no label.
 
+Whether the texts differ at all is another question than how well a direction of some of them sorts the others, and has
+a test of its own (`difference_p`): the maximum mean discrepancy of the two poles (Gretton et al., 2012), with the poles
+exchanged within questions. It uses all pairs of texts, where a held-out AUC learns from some and counts the others. On
+258 obeyed axes of planted models, thirty texts a pole, it finds 91 % at the 5 % level (89 % without weights of rarity);
+exchanging the poles of the held-out AUC finds 87 %.
+
 Rows are not centred within their question. The words of a question are in both of its poles: they cancel in the mean
 difference and, being those of a held-out question, lie along it by chance only. In simulated responses (topic words by
 question, style words by pole) centring raised the AUC from .63 to .69 and its standard deviation from .10 to .13, which
@@ -26,6 +32,7 @@ import numpy as np
 
 from mood_jax.errors import UserError
 from mood_jax.probes.folds import encode, grouped_folds, own_fold, standardise
+from mood_jax.probes.permutation import pole_swaps
 from mood_jax.probes.resampling import HeldOut, bootstrap_counts, bootstrap_indices, evaluate
 from mood_jax.probes.separation import safe_ratio
 from mood_jax.probes.spans import pole_contrast
@@ -66,6 +73,35 @@ def word_gram(rows: np.ndarray) -> np.ndarray:
     """float32 Gram matrix [n, n] of rows [n, V] centred on their mean."""
     centred = rows - np.mean(rows, axis=0, keepdims=True)
     return (centred @ centred.T).astype(np.float32)
+
+
+def rarity(counts: np.ndarray) -> np.ndarray:
+    """Weight [V] of every word by the texts it is in, of n: log((1 + n) / (1 + texts)) + 1."""
+    return np.log((1.0 + len(counts)) / (1.0 + (counts > 0).sum(axis=0))) + 1.0
+
+
+def difference_p(counts: np.ndarray, sign: np.ndarray, question: np.ndarray, swaps: np.ndarray) -> float:
+    """Permutation p of the squared maximum mean discrepancy between the words of two poles, all texts used.
+
+    The kernel is the scalar product of the rows log(1 + count) · rarity of unit length, without a text's with itself.
+
+    Args:
+      counts: [n, V].
+      sign: [n] of +1 / −1.
+      question: [n], codes 0 … Q − 1.
+      swaps: [P, Q] of ±1 from `permutation.pole_swaps`, the identity first.
+    """
+    rows = np.log1p(counts.astype(np.float64)) * rarity(counts)
+    length = np.sqrt(np.sum(rows**2, axis=1, keepdims=True))
+    rows = rows / np.where(length > 0, length, 1.0)
+    kernel = rows @ rows.T
+    np.fill_diagonal(kernel, 0.0)
+    signs = swaps[:, question] * np.asarray(sign)
+    positive, negative = signs > 0, signs < 0
+    weights = positive / np.maximum(positive.sum(axis=1, keepdims=True), 1)
+    weights -= negative / np.maximum(negative.sum(axis=1, keepdims=True), 1)
+    statistic = np.sum((weights @ kernel) * weights, axis=1)
+    return float(np.mean(statistic >= statistic[0] - 1e-9))
 
 
 def telling_words(rows: np.ndarray, sign: np.ndarray, vocabulary: Sequence[str], k: int = 5) -> dict[str, list[str]]:
@@ -122,6 +158,7 @@ def bag_of_words_auc(
     k: int = 5,
     seed: int = 0,
     n_boot: int = 2000,
+    n_perm: int = 2000,
 ) -> dict:
     """Held-out separation of the poles by the words of their responses: `resampling.heldout` of `word_rows`.
 
@@ -133,10 +170,10 @@ def bag_of_words_auc(
       question: [n] ids.
       k: folds.
       seed: of folds and bootstrap.
-      n_boot: bootstrap draws.
+      n_boot, n_perm: draws of the bootstrap and of exchanged poles.
     Returns:
-      as `resampling.heldout`, and n_words (size of the vocabulary), n_empty (responses without a word), words
-      (`telling_words`).
+      as `resampling.heldout`, and p (`difference_p`), n_words (size of the vocabulary), n_empty (responses without a
+      word), words (`telling_words`).
     Raises:
       UserError: fewer than two questions, or arrays of unequal length.
     """
@@ -144,7 +181,8 @@ def bag_of_words_auc(
         raise UserError(f"texts, sign and question differ in length: {len(texts)}, {len(sign)}, {len(question)}")
     sign = np.asarray(sign, np.int32)
     fold, code = grouped_folds(question, k, seed), encode(question)
-    prepared = words_of([text if s else "" for text, s in zip(texts, sign, strict=True)], sign)
+    swaps = pole_swaps(sign, code, n_perm, seed)
+    prepared = words_of([text if s else "" for text, s in zip(texts, sign, strict=True)], sign, code, swaps)
     out = _bag_of_words(
         jnp.asarray(prepared.pop("gram")),
         jnp.asarray(sign),
@@ -158,8 +196,9 @@ def bag_of_words_auc(
     return out | prepared
 
 
-def words_of(texts: Sequence[str], sign: np.ndarray) -> dict:
-    """The host's part, of texts and signs [n]: gram [n, n] of the used texts (0 elsewhere), n_words, n_empty, words."""
+def words_of(texts: Sequence[str], sign: np.ndarray, question: np.ndarray, swaps: np.ndarray) -> dict:
+    """The host's part, of texts, signs and question codes [n] and swaps [P, Q]: gram [n, n] of the used texts (0
+    elsewhere), p of their difference, n_words, n_empty, words."""
     counts, vocabulary = word_counts(texts)
     used = np.asarray(sign) != 0
     rows = word_rows(counts)
@@ -167,6 +206,7 @@ def words_of(texts: Sequence[str], sign: np.ndarray) -> dict:
     gram[np.ix_(used, used)] = word_gram(rows[used])
     return {
         "gram": gram,
+        "p": difference_p(counts[used], np.asarray(sign)[used], np.asarray(question)[used], swaps),
         "n_words": len(vocabulary),
         "n_empty": int(np.sum(counts[used].sum(axis=1) == 0)),
         "words": telling_words(rows, sign, vocabulary),

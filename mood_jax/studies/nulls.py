@@ -74,6 +74,7 @@ def verdicts(
         [collected.column("n_tokens")[r] for r in rows],
         [collected.column("finish")[r] == "length" for r in rows],
         in_context=[h["in_context"][r] for r in rows],
+        texts=[collected.column("text")[r].tolist() for r in rows],
         k=FOLDS,
         seed=protocol.seed,
         n_boot=n_boot,

@@ -152,7 +152,8 @@ YES, NO = {"auc": 0.8, "ci95": (0.7, 0.9), "p": 0.001}, {"auc": 0.52, "ci95": (0
         (YES, NO, "complies, instrument blind"),
         (NO, YES, "represented but suppressed"),
         (NO, NO, "dead"),
-        (YES | {"ci95": (0.5, 0.9)}, YES, "represented but suppressed"),  # both the interval and the p
+        (YES | {"auc": 0.61, "ci95": (0.45, 0.75)}, YES, "complies and seen"),  # of the words the p decides
+        (YES, YES | {"ci95": (0.5, 0.9)}, "complies, instrument blind"),  # of the states both the interval and the p
         (YES | {"p": 0.05}, NO, "dead"),
         (YES, YES | {"p": 0.2}, "complies, instrument blind"),
     ],

@@ -1,12 +1,22 @@
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import normalize
 
 from mood_jax.errors import UserError
 from mood_jax.probes import grouped_folds
-from mood_jax.probes.words import WORD, bag_of_words_auc, split_words, telling_words, word_counts, word_gram, word_rows
+from mood_jax.probes.permutation import pole_swap_test, pole_swaps
+from mood_jax.probes.words import (
+    WORD,
+    bag_of_words_auc,
+    difference_p,
+    split_words,
+    telling_words,
+    word_counts,
+    word_gram,
+    word_rows,
+)
 from tests.probes.test_resampling import reference_projections
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -25,12 +35,14 @@ HARD = [
 ]
 
 
-def responses(rng, style=0.0, length=30):
-    """One text a row: words of the question, words of everybody, and with probability `style` words of the pole."""
+def responses(rng, style=0.0, length=30, kinds=1):
+    """One text a row: words of the question, words of everybody, and with probability `style` one of `kinds` words of
+    the pole."""
     texts = []
     for s, q in zip(SIGN, QUESTION, strict=True):
         said = list(rng.choice(WORDS, length)) + [f"topic{q}"] * 3
-        said += ["lovely" if s > 0 else "indeed"] * int(rng.random() < style)
+        mark = "lovely" if s > 0 else "indeed"
+        said += [mark if kinds == 1 else f"{mark}{rng.integers(kinds)}"] * int(rng.random() < style)
         texts.append(" ".join(rng.permutation(said)))
     return texts
 
@@ -107,6 +119,53 @@ def test_swapping_the_poles_swaps_the_words_and_keeps_the_auc(rng):
     one, other = (bag_of_words_auc(texts, s * SIGN, QUESTION, n_boot=50) for s in (1, -1))
     assert one["words"]["positive"] == other["words"]["negative"]
     assert float(one["auc"]) == pytest.approx(float(other["auc"]), abs=3e-3)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_p_of_the_difference_equals_a_loop_over_pairs_of_texts(rng, ragged):
+    """Rows of scikit-learn's tf-idf; the discrepancy of one exchange after another from its definition."""
+    keep = np.setdiff1d(np.arange(60), [0, 7, 20, 21] if ragged else [])  # two without a counterpart, a question gone
+    texts = [responses(rng, 0.4, length=8)[i] for i in keep]
+    if ragged:
+        texts[5] = "?!"
+    sign, question = SIGN[keep], np.unique(QUESTION[keep], return_inverse=True)[1]
+    swaps = pole_swaps(sign, question, 40, 3)
+    counts, _ = word_counts(texts)
+    rows = np.asarray(normalize(np.log1p(counts) * TfidfTransformer().fit(counts).idf_))
+
+    def discrepancy(s):
+        means = {pair: [] for pair in ((1, 1), (-1, -1), (1, -1), (-1, 1))}
+        for i in range(len(s)):
+            for j in range(len(s)):
+                means[s[i], s[j]].append(0.0 if i == j else rows[i] @ rows[j])
+        return np.mean(means[1, 1]) + np.mean(means[-1, -1]) - np.mean(means[1, -1]) - np.mean(means[-1, 1])
+
+    values = np.array([discrepancy(sign * swap[question]) for swap in swaps])
+    assert difference_p(counts, sign, question, swaps) == np.mean(values >= values[0] - 1e-9)
+
+
+def test_a_style_of_several_words_is_found_more_often_than_by_sorting_and_none_where_there_is_none():
+    rng = np.random.default_rng(7)  # fixed: shares of draws
+    swaps = pole_swaps(SIGN, QUESTION, 199, 0)
+    none = [word_counts(responses(rng))[0] for _ in range(200)]
+    several = [word_counts(responses(rng, 1.0, length=20, kinds=5))[0] for _ in range(60)]
+
+    def found(p):
+        return np.mean(np.array(p) < 0.05)
+
+    assert found([difference_p(c, SIGN, QUESTION, swaps) for c in none]) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+    differ = found([difference_p(c, SIGN, QUESTION, swaps) for c in several])
+    sorted_ = found([pole_swap_test(word_rows(c), SIGN, QUESTION, 199, 0)["p"] for c in several])
+    assert differ > 0.9
+    assert differ > sorted_ + 0.1
+
+
+def test_texts_that_do_not_differ_or_have_no_counterpart_have_a_p_of_one(rng):
+    counts, _ = word_counts(["the same words"] * 60)
+    assert difference_p(counts, SIGN, QUESTION, pole_swaps(SIGN, QUESTION, 100)) == 1.0
+    alone = np.arange(60)  # a question each: nothing can be exchanged
+    assert difference_p(word_counts(responses(rng, 0.9))[0], SIGN, alone, pole_swaps(SIGN, alone)) == 1.0
+    assert bag_of_words_auc(["yes a", "no b"] * 2, [1, 1, 1, 1], [0, 0, 1, 1], n_boot=50)["p"] == 1.0
 
 
 def test_telling_words_equal_sorting_the_differences(rng):

@@ -50,4 +50,7 @@ def test_untrained_weights_are_not_called_real(model):
 
 
 def test_a_model_that_hears_instructions_and_follows_none_is_not_called_real(model):
-    check(draws([model] * SEEDS))
+    blocks = draws([model] * SEEDS)
+    differ = np.mean([b["manipulation"]["texts_differ"] for b in blocks])
+    assert differ <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(blocks))
+    check(blocks)
