@@ -20,5 +20,6 @@ def get_config() -> ConfigDict:
             "calibration_tokens": 200,
             "profile_tokens": 200,
             "null_seeds": 30,  # × 7 axes: draws of each kind of model without any style; 0: none
+            "jobs": 0,  # organisms at once, a process each; 0: one a core, 4 at most (on an accelerator 1)
         }
     )

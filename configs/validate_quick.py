@@ -30,5 +30,6 @@ def get_config() -> ConfigDict:
             "calibration_tokens": 128,
             "profile_tokens": 128,
             "null_seeds": 0,
+            "jobs": 0,  # organisms at once, a process each; 0: one a core, 4 at most (on an accelerator 1)
         }
     )

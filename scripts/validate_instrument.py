@@ -25,6 +25,7 @@ def main(config: Any, workdir: Path) -> None:
         plan,
         workdir,
         null_seeds=config.null_seeds,
+        jobs=config.jobs or None,
     )
     clock.mark("measure")
     axes = [a.id for a in bank.axes()]
@@ -35,7 +36,7 @@ def main(config: Any, workdir: Path) -> None:
         print(f"{check.name:<20} {check.verdict:<12} {check.reason}")
     artifacts.write_json(workdir / "validation.json", found.as_json())
     artifacts.write_bytes(workdir / "validation.svg", validation_figure(found.subjects, axes).encode())
-    print(f"\n{clock.summary()}")
+    print(f"\n{clock.summary()}" + (f", beside what {found.jobs} processes compiled" if found.jobs > 1 else ""))
     print(f"written: {workdir / 'validation.json'}, {workdir / 'validation.svg'}")
     if failed := [c.name for c in found.checks if c.passed is False]:
         raise UserError(f"the instrument failed: {', '.join(failed)}; see validation.json for the figures")

@@ -8,22 +8,25 @@ uninstructed ones and those to both instructions, all read without any instructi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mood_jax import bank
+from mood_jax import readout as readouts
 from mood_jax.errors import UserError
+from mood_jax.generation import api
 from mood_jax.generation.model import Model, load_model
 from mood_jax.organisms.export import export_identity, organism_folder, read_realised
 from mood_jax.organisms.spec import Identity, OrganismSpec, load_spec
+from mood_jax.organisms.texts import load_instructions
 from mood_jax.readout import preset
 from mood_jax.studies import borrowed, calibrate, profile
 from mood_jax.studies.borrowed import Borrowed
 from mood_jax.studies.calibrate import Calibrated
-from mood_jax.studies.collect import Collected, Protocol
+from mood_jax.studies.collect import ARTICLE_SAMPLER, Collected, Protocol
 from mood_jax.studies.obedience import Shared, obedience
 
 BATCH = 140
@@ -37,7 +40,8 @@ class Subject:
 
     own, own_sd: profile on its own calibration, scale `re_read`, and the SD over questions; scores: [axes, responses];
     own_length_out: `own` with the length of the responses taken out; length: how the scores move with it
-    (`AxisProfile.length`); evidence: of its own calibration; truth: its part of realised.json.
+    (`AxisProfile.length`); evidence: of its own calibration; truth: its part of realised.json; held_out, of the
+    reference: scores of responses to paraphrases of the positive and the negative instruction, by axis.
     """
 
     organism: str
@@ -50,6 +54,7 @@ class Subject:
     length: tuple[dict[str, Any], ...]
     evidence: tuple[dict[str, Any], ...]
     shared: Shared
+    held_out: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -126,13 +131,9 @@ def reference_of(spec: OrganismSpec) -> Identity:
     raise UserError(f"organism {spec.name}: no identity obeys every instruction; the validation needs one as reference")
 
 
-def measure(
-    organism: str, names: Sequence[str], plan: Plan, workdir: Path
-) -> Iterator[tuple[Subject, Calibrated, Model]]:
-    """Measures identities of an organism one by one, resumably under `workdir`: subject, calibration and model of each.
-
-    The reference is measured too, and yielded where it is named.
-    """
+def measure(organism: str, names: Sequence[str], plan: Plan, workdir: Path) -> Iterator[Subject]:
+    """Measures identities of an organism one by one, resumably under `workdir`. The reference is measured too, and
+    yielded where it is named."""
     folder = organism_folder(organism)
     spec, whole = load_spec(folder / "spec.yaml"), read_realised(folder)
     first = reference_of(spec)
@@ -146,7 +147,10 @@ def measure(
         if identity.name in names:
             truth = whole["identities"][identity.name] | {"free_responses": whole["free_responses"]}
             shared = _shared(_borrow(model, reference), made, found, states)
-            yield _subject(spec.name, identity, truth, made, found, shared), made, model
+            subject = _subject(spec.name, identity, truth, made, found, shared)
+            if identity == first:
+                subject = replace(subject, held_out=_held_out_scores(model, made, identity, plan))
+            yield subject
 
 
 def _borrow(model: Model, reference: Calibrated) -> Borrowed:
@@ -187,6 +191,38 @@ def _run(
     )
     usable = collected.column("n_tokens") > 0
     return made, found, collected.states["in_context"][usable][:, :, 0]
+
+
+def _held_out_scores(
+    model: Model, made: Calibrated, identity: Identity, plan: Plan
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Scores of responses to paraphrases of the instructions that neither training nor calibration has seen, by axis:
+    those to the positive and those to the negative pole, re-read without the instruction."""
+    calibration = made.calibration
+    wordings, questions = load_instructions().held_out, bank.questions(set="eval")
+    asked, place = [], []
+    for a, axis in enumerate(bank.axes()):
+        own = [q for q in questions if q.axis == axis.id]
+        for p, pool in enumerate(wordings[a]):
+            for k, question in enumerate(own):
+                asked.append((pool[k % len(pool)], question.text))
+                place.append((a, p))
+    prompts = [[{"role": "system", "content": s}, {"role": "user", "content": q}] for s, q in asked]
+    readout = calibration.readout
+    reading = {"sites": readout.sites, "reducers": readout.reducers, "span": readout.span, "batch_size": BATCH}
+    responses = api.generate(
+        model, prompts, max_new_tokens=plan.calibration_tokens, sampler=ARTICLE_SAMPLER, seed=plan.seed + 1, **reading
+    )
+    states = api.read(model, [p[1:] for p in prompts], responses, **reading)
+    x = readouts.combine(readout, np.asarray(states)[:, :, 0], calibration.site_rms) @ calibration.directions.T
+    where = np.array(place)
+    usable = np.asarray(responses.n_tokens) > 0
+    found = {}
+    for a, axis in enumerate(bank.axes()):
+        if identity.is_obedient(a):
+            parts = [x[(where == (a, p)).all(axis=1) & usable, a] for p in range(2)]
+            found[axis.id] = (parts[0], parts[1])
+    return found
 
 
 def _rows(made: Calibrated, axis: str, sign: int) -> np.ndarray:

@@ -1,0 +1,170 @@
+"""Organisms measured side by side, each by a process of its own.
+
+Models as small as these keep one core busy, not several: two processes with a thread each take half the time of one
+process with two. A process is this module run with one JSON argument; it leaves every subject as a file and says its
+name on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from mood_jax import artifacts
+from mood_jax.compiled import keep_programs
+from mood_jax.errors import UserError
+from mood_jax.organisms.export import organism_folder, read_realised
+from mood_jax.organisms.spec import load_spec
+from mood_jax.studies.obedience import Shared
+from mood_jax.studies.subjects import Plan, Subject, measure
+
+MOST = 4  # a process takes some 3 GB
+
+
+def default() -> int:
+    """As many processes as there are cores, at most `MOST`; one where an accelerator does the work, which processes do
+    not share."""
+    return min(MOST, _cores()) if jax.default_backend() == "cpu" else 1
+
+
+def _cores() -> int:
+    """Those that this process may use; macOS tells only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measured(
+    picked: Mapping[str, Sequence[str]], plan: Plan, workdir: Path, jobs: int, tell: Callable[[str], None]
+) -> list[Subject]:
+    """The subjects of all organisms, in the order asked for.
+
+    Args:
+        picked: organism → identities, as of `subjects.chosen`.
+        jobs: processes at once; one: this process does the work.
+        tell: called with the name of every subject that is done.
+
+    Raises UserError: what `measure` raises, whichever process it was. The others are ended.
+    """
+    if jobs < 1:
+        raise UserError(f"jobs must be at least 1, not {jobs}")
+    if jobs == 1:
+        found = []
+        for organism, identities in picked.items():
+            for subject in measure(organism, identities, plan, workdir):
+                found.append(subject)
+                tell(subject.name)
+        return found
+    # Those with most identities first, so that no long one is left for the end.
+    waiting = sorted(picked, key=lambda organism: -len(picked[organism]))
+    done: queue.Queue[tuple[str, str | int]] = queue.Queue()  # organism, and a line of its process or its exit status
+    running: dict[str, subprocess.Popen[str]] = {}
+    with contextlib.ExitStack() as files:
+        complaints = {organism: files.enter_context(tempfile.TemporaryFile("w+")) for organism in picked}
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    organism = waiting.pop(0)
+                    task = {"organism": organism, "identities": list(picked[organism])}
+                    task |= {"plan": dataclasses.asdict(plan), "workdir": str(workdir)}
+                    running[organism] = _started(task, complaints[organism], max(1, _cores() // jobs))
+                    threading.Thread(target=_listen, args=(organism, running[organism], done), daemon=True).start()
+                organism, said = done.get()
+                if isinstance(said, str):
+                    tell(said)
+                elif running.pop(organism) and said != 0:
+                    complaints[organism].seek(0)
+                    _fail(organism, said, complaints[organism].read().strip())
+        finally:
+            for process in running.values():
+                process.kill()
+                process.wait()
+    return [read(organism, name, workdir) for organism, identities in picked.items() for name in identities]
+
+
+def _started(task: dict[str, Any], complaints: IO[str], threads: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mood_jax.studies.workers", json.dumps(task)],
+        env=os.environ | {"NPROC": str(threads), "OMP_NUM_THREADS": str(threads)},  # NPROC: of XLA
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        text=True,
+    )
+
+
+def _listen(organism: str, process: subprocess.Popen[str], done: queue.Queue[tuple[str, str | int]]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        done.put((organism, line.strip()))
+    done.put((organism, process.wait()))
+
+
+def _fail(organism: str, status: int, said: str) -> None:
+    if status == 2 and said:
+        raise UserError(said.splitlines()[-1])
+    raise RuntimeError(f"the process that measured {organism} ended with status {status}:\n{said}")
+
+
+def _path(organism: str, identity: str, workdir: Path) -> Path:
+    return workdir / load_spec(organism_folder(organism) / "spec.yaml").name / identity / "subject.json"
+
+
+def write(subject: Subject, path: Path) -> None:
+    """What was measured, as JSON; floats keep all their digits."""
+    fields = {f.name: getattr(subject, f.name) for f in dataclasses.fields(subject)}
+    kept = {name: value for name, value in fields.items() if name not in ("organism", "identity", "truth")}
+    artifacts.write_json(path, json.loads(json.dumps(kept | {"shared": vars(subject.shared)}, default=_plain)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is nothing to write")
+
+
+def read(organism: str, identity: str, workdir: Path) -> Subject:
+    """A subject from the file that `write` made, with spec and truth from the organism."""
+    folder = organism_folder(organism)
+    spec, whole = load_spec(folder / "spec.yaml"), read_realised(folder)
+    kept = artifacts.read_json(_path(organism, identity, workdir))
+    return Subject(
+        organism=spec.name,
+        identity=spec.identities[spec.index(identity)],
+        truth=whole["identities"][identity] | {"free_responses": whole["free_responses"]},
+        **{name: np.array(kept[name]) for name in ("own", "own_sd", "scores", "own_length_out")},
+        length=tuple(kept["length"]),
+        evidence=tuple(kept["evidence"]),
+        shared=Shared(**{name: np.array(value) for name, value in kept["shared"].items()}),
+        held_out={axis: (np.array(p), np.array(n)) for axis, (p, n) in kept["held_out"].items()},
+    )
+
+
+def _main(argument: str) -> int:
+    task = json.loads(argument)
+    keep_programs()
+    workdir = Path(task["workdir"])
+    try:
+        for subject in measure(task["organism"], task["identities"], Plan(**task["plan"]), workdir):
+            write(subject, _path(task["organism"], subject.identity.name, workdir))
+            print(subject.name, flush=True)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # as in `cli.run`
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.exit(_main(sys.argv[1]))
