@@ -116,10 +116,13 @@ def plan(
     batch_size: int = 64,
     ids: Sequence[str] | None = None,
     full: bool = False,
+    prompt_slots: int = 0,
 ) -> Plan:
     """Checks and prepares what `generate` runs; the arguments are the same.
 
     full: batches have `batch_size` rows even where there are fewer prompts.
+    prompt_slots: the cache has room for prompts of so many tokens even where all are shorter, so that runs of shorter
+        and longer ones share their compiled decode steps; the rest is masked.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -142,7 +145,7 @@ def plan(
         span=span,
         cache_sharding=cache_sharding(model.config.n_kv_heads, model.mesh),
     )
-    longest = max(b.tokens.shape[1] for b in batches)
+    longest = max(prompt_slots, *(b.tokens.shape[1] for b in batches))
     rows = Rows(model.mesh.shape["data"])
     return Plan(model, tuple(names), tuple(rendered), tuple(batches), spec, seed, longest, rows)
 

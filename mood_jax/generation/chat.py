@@ -40,6 +40,8 @@ _SYSTEM, _USER, _ANSWER, _AGAIN = "Probesystemtext", "Probeusertext", "Probeansw
 # What a template may raise while it renders: its own refusals, and Python's errors in its expressions.
 _RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_REMEMBERED = 8192  # prompts that a chat keeps as rendered
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Does a tokenizer, as loaded, do what its tokenizer.json says? Scripts, digits, spaces and line ends tell.
 _SAMPLE = " Hello there, I'm 12345 naïve 漢字 🙂\n\n  def f(x):\n\treturn x  "
@@ -95,6 +97,7 @@ class Chat:
             raise UserError(f"{source}: not a fast tokenizer; convert it to one with a tokenizer.json")
         self.tokenizer = tokenizer
         self.source = source
+        self._rendered: dict[tuple[tuple[str, str], ...], RenderedPrompt] = {}
         vocabulary = tokenizer.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1 if vocab_size is None else vocab_size
         self._special = {
@@ -186,6 +189,15 @@ class Chat:
             if all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in prompt):
                 return self._take_ids(prompt, system)
         messages = _checked(prompt, system)
+        # A study asks and reads the same prompts many times, and template and tokenizer take a millisecond each.
+        key = tuple((message["role"], message["content"]) for message in messages)
+        if (known := self._rendered.get(key)) is None:
+            if len(self._rendered) >= _REMEMBERED:
+                self._rendered.clear()
+            known = self._rendered[key] = self._render(messages)
+        return known
+
+    def _render(self, messages: list[dict[str, str]]) -> RenderedPrompt:
         notes = []
         bos_written = self._bos_id is not None and messages[0]["content"].startswith(self._bos)
         if bos_written:
@@ -365,7 +377,7 @@ def _checked(prompt: str | Sequence[Any], system: str | None) -> list[dict[str, 
             raise UserError(f"the {message['role']} message holds {type(content).__name__}; its content must be text")
         if message["role"] == "user" and not content.strip():  # a model may have said nothing
             raise UserError(f"empty prompt: the {message['role']} message has no text")
-        if any("\ud800" <= letter <= "\udfff" for letter in content):
+        if _SURROGATE.search(content):
             raise UserError(f"the {message['role']} message is not valid Unicode (a lone surrogate); mend its encoding")
         if message["role"] == "system" and number > 0:
             raise UserError("a system message comes first in a conversation; move it to the front")

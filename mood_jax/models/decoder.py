@@ -10,7 +10,7 @@ their names, and only there: no site, no cost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
@@ -278,6 +278,11 @@ def init_params(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32)
 
 def param_shapes(config: DecoderConfig, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
     """Path ("block_0/attention/q") → shape and dtype of every parameter, without making any."""
+    return dict(_param_shapes(config, jnp.dtype(dtype)))
+
+
+@cache  # tracing a model takes half a second, and a run may load many checkpoints of one shape
+def _param_shapes(config: DecoderConfig, dtype: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
     token = jnp.zeros((1, 1), jnp.int32)
     tree = jax.eval_shape(lambda: Decoder(config, dtype).init(jax.random.key(0), token, token, token == 0)["params"])
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -59,13 +59,16 @@ class Collected:
 
 @dataclass(frozen=True)
 class Protocol(Generic[R]):
-    """How a study asks and reads. The defaults are those of method.md, section 2."""
+    """How a study asks and reads. The defaults are those of method.md, section 2. `full`, `prompt_slots`: as of
+    `api.plan`."""
 
     readout: R
     max_new_tokens: int
     sampler: Sampler = ARTICLE_SAMPLER
     seed: int = 0
     batch_size: int = 64
+    full: bool = False
+    prompt_slots: int = 0
 
     def describe(self) -> dict[str, Any]:
         """What of it decides the numbers, JSON-ready."""
@@ -138,6 +141,8 @@ def units(
         "sampler": protocol.sampler,
         "seed": protocol.seed,
         "batch_size": protocol.batch_size,
+        "full": protocol.full,
+        "prompt_slots": protocol.prompt_slots,
     }
     plan = api.plan(model, [a.messages for a in asks], **asking, **shared)
     if re_read or control is not None:  # for its checks: a template may add a system prompt that is longer than ours

@@ -29,7 +29,11 @@ from mood_jax.studies.calibrate import Calibrated
 from mood_jax.studies.collect import ARTICLE_SAMPLER, Collected, Protocol
 from mood_jax.studies.obedience import Shared, obedience
 
-BATCH = 140
+# An organism's decode steps are compiled once, and not for profiles, calibrations and other wordings apart: batches of
+# one size, full, with room for the longest prompts of either. 80 divides the 560 prompts of a calibration. Rows cost
+# the same in batches of 48 to 140 here.
+SHAPES: dict[str, Any] = {"batch_size": 80, "full": True, "prompt_slots": 96}
+READ = 140  # responses read at once, at most
 CROSSED = ("B", "C")
 SCALE = "re_read"
 
@@ -159,7 +163,7 @@ def _borrow(model: Model, reference: Calibrated) -> Borrowed:
     records = [r for r, keep in zip(reference.collected.records, usual, strict=True) if keep]
     samples = 1 + max(r["sample"] for r in records)
     asks = calibrate.asks(source, source.axes(), samples)
-    return borrowed.poles(model, asks, Collected(records, {}), axes, reference.calibration.readout, BATCH)
+    return borrowed.poles(model, asks, Collected(records, {}), axes, reference.calibration.readout, READ)
 
 
 def _shows_constancy(spec: OrganismSpec, identity: Identity) -> bool:
@@ -173,7 +177,7 @@ def _run(
     """Calibration, profile, and the raw states [responses, sites, D] of the profile."""
     source = bank.shipped()
     readout = preset("last4", model.config.n_layers)
-    protocol = Protocol(readout, plan.calibration_tokens, seed=plan.seed, batch_size=BATCH)
+    protocol = Protocol(readout, plan.calibration_tokens, seed=plan.seed, **SHAPES)
     made = calibrate.run(
         model,
         source,
@@ -185,7 +189,7 @@ def _run(
         workdir=place,
         label=None,
     )
-    protocol = Protocol(readout, plan.profile_tokens, seed=plan.seed, batch_size=BATCH)
+    protocol = Protocol(readout, plan.profile_tokens, seed=plan.seed, **SHAPES)
     found, collected = profile.run(
         model, made.calibration, protocol, samples=plan.samples, scale=SCALE, workdir=place, label=None
     )
@@ -209,11 +213,17 @@ def _held_out_scores(
                 place.append((a, p))
     prompts = [[{"role": "system", "content": s}, {"role": "user", "content": q}] for s, q in asked]
     readout = calibration.readout
-    reading = {"sites": readout.sites, "reducers": readout.reducers, "span": readout.span, "batch_size": BATCH}
+    reading = {"sites": readout.sites, "reducers": readout.reducers, "span": readout.span}
     responses = api.generate(
-        model, prompts, max_new_tokens=plan.calibration_tokens, sampler=ARTICLE_SAMPLER, seed=plan.seed + 1, **reading
+        model,
+        prompts,
+        max_new_tokens=plan.calibration_tokens,
+        sampler=ARTICLE_SAMPLER,
+        seed=plan.seed + 1,
+        **SHAPES,
+        **reading,
     )
-    states = api.read(model, [p[1:] for p in prompts], responses, **reading)
+    states = api.read(model, [p[1:] for p in prompts], responses, batch_size=READ, **reading)
     x = readouts.combine(readout, np.asarray(states)[:, :, 0], calibration.site_rms) @ calibration.directions.T
     where = np.array(place)
     usable = np.asarray(responses.n_tokens) > 0

@@ -17,11 +17,11 @@ from mood_jax.readout import preset
 from mood_jax.studies import validation, workers
 from mood_jax.studies.collect import Protocol
 from mood_jax.studies.nulls import FalseAlarms, false_alarms, verdicts
-from mood_jax.studies.subjects import BATCH, Plan, Subject, chosen, reference_of
+from mood_jax.studies.subjects import Plan, Subject, chosen, reference_of
 from mood_jax.studies.validation import Check
 
 NULL = "no_style"  # the organism that hears instructions and follows none
-NULL_TOKENS = 32
+NULL_TOKENS, NULL_BATCH = 32, 140
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def null_models(seeds: int, plan: Plan) -> dict[str, FalseAlarms]:
         progress = Progress(f"nulls, {name}", seeds, "seeds")
         for seed in range(plan.seed, plan.seed + seeds):
             reader = random_weights(model, seed) if name == "untrained" else model
-            blocks += verdicts(reader, bank.axes(), Protocol(readout, NULL_TOKENS, seed=seed, batch_size=BATCH))
+            blocks += verdicts(reader, bank.axes(), Protocol(readout, NULL_TOKENS, seed=seed, batch_size=NULL_BATCH))
             progress.advance(1)
         found[name] = false_alarms(blocks)
     return found
