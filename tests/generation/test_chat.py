@@ -315,6 +315,24 @@ def test_the_shipped_tokenizer_file_wins_over_a_rebuilt_tokenizer(tmp_path):
     assert Chat.from_folder(tmp_path, plain_text=True).render(text).token_ids == tuple(tokenizer(text)["input_ids"])
 
 
+def test_a_prompt_is_rendered_once_and_another_is_not_taken_for_it(monkeypatch, folders):
+    chat = Chat.from_folder(folders / "qwen2")
+    first = chat.render(CONVERSATION)
+    monkeypatch.setattr(chat, "_render", lambda messages: pytest.fail("rendered again"))
+    assert chat.render([dict(message) for message in CONVERSATION]) is first
+    monkeypatch.undo()
+    hi = [chat.render("Hi"), chat.render("Hi", system=""), chat.render("Hi", system="Hi"), chat.render("Hi there")]
+    answered = [{"role": r, "content": "Hi"} for r in ("user", "assistant", "user")]
+    rendered = [first, *hi, chat.render(answered)]
+    assert len({r.hash for r in rendered}) == 6
+    fresh = Chat.from_folder(folders / "qwen2")
+    assert rendered[2:4] == [fresh.render("Hi", system=""), fresh.render("Hi", system="Hi")]
+    monkeypatch.setattr("mood_jax.generation.chat._REMEMBERED", 6)
+    assert chat.render("seven") == fresh.render("seven")
+    assert len(chat._rendered) == 1
+    assert chat.render(CONVERSATION) == first
+
+
 def test_messages_are_not_changed(chats):
     conversation = [dict(message) for message in CONVERSATION]
     conversation[1]["content"] = "<bos>Hi <end_of_turn>"

@@ -275,6 +275,20 @@ def test_budget_edges(small):
     assert [t.tolist() for t in r17.tokens] == [t.tolist()[:17] for t in small.responses.tokens]
 
 
+def test_room_for_longer_prompts_changes_nothing_and_shares_the_decode_steps(small):
+    options = {"max_new_tokens": 20, "sampler": TopP(0.9, 0.7), "sites": "last4", "reducers": ("mean",)}
+    longest = max(b.tokens.shape[1] for b in api.plan(small.model, small.prompts, **options).batches)
+    short = [p[:3] for p in small.prompts]
+    assert api.plan(small.model, short, **options).prompt_slots < longest
+    tight = api.generate(small.model, short, ids=list("abcde"), **options)
+    api.generate(small.model, small.prompts, **options)
+    compiled = engine.decode_chunk._cache_size()
+    roomy = api.generate(small.model, short, ids=list("abcde"), prompt_slots=longest, **options)
+    assert engine.decode_chunk._cache_size() == compiled
+    assert [t.tolist() for t in roomy.tokens] == [t.tolist() for t in tight.tokens]
+    assert_close(roomy.states, tight.states, 1e-5)
+
+
 def test_states_are_the_same_behind_a_grown_cache(small):
     """Responses beyond the first cache's room: tokens are still HF's, states still those of one pass."""
     new = engine.ROOM + 16
