@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mood_jax.errors import UserError
@@ -262,9 +261,10 @@ class ReadPlan:
             sites=self.sites,
             reducers=self.reducers,
         )
-        bad = ~jnp.isfinite(states).all(axis=(1, 2, 3))
-        _check_finite([self.ids[r] for r in rows], to_host(bad)[: len(rows)])
-        return to_host(states)[: len(rows)]
+        found = to_host(states)[: len(rows)]
+        finite = np.isfinite(found).reshape(len(rows), -1).all(axis=1)
+        _check_finite([self.ids[r] for r in rows], ~np.asarray(finite))
+        return found
 
     def run_all(self) -> Iterator[tuple[Batch, np.ndarray]]:
         for k, batch in enumerate(self.batches):

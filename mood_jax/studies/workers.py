@@ -1,8 +1,8 @@
-"""Organisms measured side by side, each by a process of its own.
+"""Organisms measured side by side, by processes of their own.
 
 Models as small as these keep one core busy, not several: two processes with a thread each take half the time of one
-process with two. A process is this module run with one JSON argument; it leaves every subject as a file and says its
-name on stdout.
+process with two. A process is this module run with one JSON argument, its share of the organisms; it leaves every
+subject as a file and says its name on stdout.
 """
 
 from __future__ import annotations
@@ -66,31 +66,37 @@ def measured(
                 found.append(subject)
                 tell(subject.name)
         return found
-    # Those with most identities first, so that no long one is left for the end.
-    waiting = sorted(picked, key=lambda organism: -len(picked[organism]))
-    done: queue.Queue[tuple[str, str | int]] = queue.Queue()  # organism, and a line of its process or its exit status
-    running: dict[str, subprocess.Popen[str]] = {}
+    tasks = [{"picked": share, "plan": dataclasses.asdict(plan), "workdir": str(workdir)}
+             for share in shares(picked, jobs)]  # fmt: skip
+    done: queue.Queue[tuple[int, str | int]] = queue.Queue()  # a process' number, and a line of it or its exit status
+    running: dict[int, subprocess.Popen[str]] = {}
     with contextlib.ExitStack() as files:
-        complaints = {organism: files.enter_context(tempfile.TemporaryFile("w+")) for organism in picked}
+        complaints = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in tasks]
         try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    organism = waiting.pop(0)
-                    task = {"organism": organism, "identities": list(picked[organism])}
-                    task |= {"plan": dataclasses.asdict(plan), "workdir": str(workdir)}
-                    running[organism] = _started(task, complaints[organism], max(1, _cores() // jobs))
-                    threading.Thread(target=_listen, args=(organism, running[organism], done), daemon=True).start()
-                organism, said = done.get()
+            for k, task in enumerate(tasks):
+                running[k] = _started(task, complaints[k], max(1, _cores() // jobs))
+                threading.Thread(target=_listen, args=(k, running[k], done), daemon=True).start()
+            while running:
+                k, said = done.get()
                 if isinstance(said, str):
                     tell(said)
-                elif running.pop(organism) and said != 0:
-                    complaints[organism].seek(0)
-                    _fail(organism, said, complaints[organism].read().strip())
+                elif running.pop(k) and said != 0:
+                    complaints[k].seek(0)
+                    _fail(", ".join(tasks[k]["picked"]), said, complaints[k].read().strip())
         finally:
             for process in running.values():
                 process.kill()
                 process.wait()
     return [read(organism, name, workdir) for organism, identities in picked.items() for name in identities]
+
+
+def shares(picked: Mapping[str, Sequence[str]], jobs: int) -> list[dict[str, list[str]]]:
+    """The organisms in `jobs` parts of about as many identities: those with most first, each to the least part."""
+    parts: list[dict[str, list[str]]] = [{} for _ in range(min(jobs, len(picked)))]
+    for organism in sorted(picked, key=lambda organism: -len(picked[organism])):
+        least = min(parts, key=lambda part: sum(map(len, part.values())))
+        least[organism] = list(picked[organism])
+    return parts
 
 
 def _started(task: dict[str, Any], complaints: IO[str], threads: int) -> subprocess.Popen[str]:
@@ -103,17 +109,17 @@ def _started(task: dict[str, Any], complaints: IO[str], threads: int) -> subproc
     )
 
 
-def _listen(organism: str, process: subprocess.Popen[str], done: queue.Queue[tuple[str, str | int]]) -> None:
+def _listen(k: int, process: subprocess.Popen[str], done: queue.Queue[tuple[int, str | int]]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        done.put((organism, line.strip()))
-    done.put((organism, process.wait()))
+        done.put((k, line.strip()))
+    done.put((k, process.wait()))
 
 
-def _fail(organism: str, status: int, said: str) -> None:
+def _fail(organisms: str, status: int, said: str) -> None:
     if status == 2 and said:
         raise UserError(said.splitlines()[-1])
-    raise RuntimeError(f"the process that measured {organism} ended with status {status}:\n{said}")
+    raise RuntimeError(f"the process that measured {organisms} ended with status {status}:\n{said}")
 
 
 def _path(organism: str, identity: str, workdir: Path) -> Path:
@@ -155,9 +161,10 @@ def _main(argument: str) -> int:
     keep_programs()
     workdir = Path(task["workdir"])
     try:
-        for subject in measure(task["organism"], task["identities"], Plan(**task["plan"]), workdir):
-            write(subject, _path(task["organism"], subject.identity.name, workdir))
-            print(subject.name, flush=True)
+        for organism, identities in task["picked"].items():
+            for subject in measure(organism, identities, Plan(**task["plan"]), workdir):
+                write(subject, _path(organism, subject.identity.name, workdir))
+                print(subject.name, flush=True)
     except UserError as e:
         print(e, file=sys.stderr)
         return 2

@@ -58,9 +58,9 @@ def started(monkeypatch):
     tasks, code = [], {}
 
     def start(task, complaints, threads):
-        tasks.append((task["organism"], threads))
-        names = [f"{task['organism']}/{name}" for name in task["identities"]]
-        text = code.get(task["organism"], "print(*names, sep='\\n')")
+        tasks.append((set(task["picked"]), threads))
+        names = [f"{organism}/{name}" for organism, of in task["picked"].items() for name in of]
+        text = next((code[o] for o in task["picked"] if o in code), "print(*names, sep='\\n')")
         return subprocess.Popen(
             [sys.executable, "-c", f"import sys, time\nnames = {names}\n{text}"],
             stdout=subprocess.PIPE,
@@ -83,8 +83,17 @@ def test_every_organism_is_measured_once_and_subjects_come_in_the_order_asked_fo
     found = workers.measured(PICKED, Plan(), tmp_path, jobs, told.append)
     assert [s.name for s in found] == ["yi/apart", "qwen2/willed_1", "qwen2/obedient", "mistral/warm_0"]
     assert sorted(told) == sorted(s.name for s in found)
-    assert sorted(tasks) == [(o, 4 // jobs) for o in ("mistral", "qwen2", "yi")]
-    assert tasks[0][0] == "qwen2"  # that with most identities
+    parts = [{"qwen2"}, {"yi", "mistral"}] if jobs == 2 else [{"qwen2"}, {"yi"}, {"mistral"}]
+    assert tasks == [(part, 4 // jobs) for part in parts]
+
+
+def test_shares_are_about_equal_and_no_more_than_there_are_organisms():
+    picked = {"a": ["1"] * 2, "b": ["1"] * 9, "c": ["1"] * 3, "d": ["1"] * 4, "e": ["1"] * 3}
+    assert [{o: len(n) for o, n in part.items()} for part in workers.shares(picked, 2)] == [
+        {"b": 9, "a": 2},
+        {"d": 4, "c": 3, "e": 3},
+    ]
+    assert workers.shares({"a": ["1"]}, 4) == [{"a": ["1"]}]
 
 
 def test_a_mistake_in_one_process_is_the_callers_and_ends_the_others(tmp_path, started):
@@ -95,7 +104,7 @@ def test_a_mistake_in_one_process_is_the_callers_and_ends_the_others(tmp_path, s
     with pytest.raises(UserError, match=r"^the disk is full$"):
         workers.measured(PICKED, Plan(), tmp_path, 2, lambda _: None)
     assert time.monotonic() - before < 60  # nobody waited for the sleeper
-    assert [organism for organism, _ in tasks] == ["qwen2", "yi"]
+    assert [part for part, _ in tasks] == [{"qwen2"}, {"yi", "mistral"}]
 
 
 def test_a_defect_in_one_process_is_told_whole(tmp_path, started):
