@@ -77,7 +77,8 @@ def layers_experiment(bench: Bench) -> Experiment:
 
 def cache_experiment(bench: Bench) -> Experiment:
     """Layouts of the cache."""
-    forms: dict[Literal["khs", "ksh", "skh"], str] = {
+    forms: dict[Literal["jkhc", "khs", "ksh", "skh"], str] = {
+        "jkhc": "K [B,J·K,H,C], V [B,K,S,H]",
         "khs": "K [B,K,H,S], V [B,K,S,H]",
         "ksh": "both [B,K,S,H]",
         "skh": "both [B,S,K,H]",

@@ -4,7 +4,8 @@ Every form computes what `models.decoder.run` computes for one token a row, from
 `models/layers.py`, with its parameters and its cache in another arrangement:
 
     layers   unrolled (one program a layer, as the decoder) or scanned (one, over parameters stacked along L)
-    layout   of the cache: "khs" K [B,K,H,S] and V [B,K,S,H] (the decoder's), "ksh" both [B,K,S,H], "skh" both [B,S,K,H]
+    layout   of the cache: "jkhc" K [B,J·K,H,C] and V [B,K,S,H] (the decoder's), "khs" K [B,K,H,S] and V [B,K,S,H],
+             "ksh" both [B,K,S,H], "skh" both [B,S,K,H]
     qkv      three kernels, or one of them joined
     gate_up  two kernels, or one of them joined
 """
@@ -21,7 +22,7 @@ from jax import lax
 
 from mood_jax.models import layers
 from mood_jax.models.config import DecoderConfig
-from mood_jax.models.decoder import Cache, rotary
+from mood_jax.models.decoder import Cache, grow_cache, rotary
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Form:
     """How a decode step is written. The default is the decoder's own."""
 
     layers: Literal["unrolled", "scanned"] = "unrolled"
-    layout: Literal["khs", "ksh", "skh"] = "khs"
+    layout: Literal["jkhc", "khs", "ksh", "skh"] = "jkhc"
     fused_qkv: bool = False
     fused_gate_up: bool = False
 
@@ -65,6 +66,7 @@ _READ = {
     "skh": ("bkth,bskh->bkts", "bkts,bskh->bkth"),
 }
 _NEW = {"khs": ((0, 2, 3, 1), (0, 2, 1, 3)), "ksh": ((0, 2, 1, 3), (0, 2, 1, 3)), "skh": ((0, 1, 2, 3), (0, 1, 2, 3))}
+_NEW["jkhc"], _SLOTS["jkhc"] = _NEW["khs"], _SLOTS["khs"]  # one column of one block
 
 
 def arrange_cache(form: Form, cache: Cache) -> Any:
@@ -72,13 +74,19 @@ def arrange_cache(form: Form, cache: Cache) -> Any:
 
     The arrays are new, so that a step may be given them to overwrite.
     """
-    to_k, to_v = _FROM[form.layout]
-    pairs = [(jnp.einsum(to_k, c.k) + 0, jnp.einsum(to_v, c.v) + 0) for c in cache]
+    if form.layout == "jkhc":
+        pairs = [(c.k + 0, c.v + 0) for c in cache]
+    else:
+        to_k, to_v = _FROM[form.layout]
+        whole = grow_cache(cache, cache[0].v.shape[2])  # keys in one block
+        pairs = [(jnp.einsum(to_k, c.k) + 0, jnp.einsum(to_v, c.v) + 0) for c in whole]
     return jax.tree.map(lambda *x: jnp.stack(x), *pairs) if form.layers == "scanned" else pairs
 
 
 def _attention(form: Form, config: DecoderConfig, q, k, v, mask):
-    """As `layers.attention`, with K and V in this form's layout: q [B,1,N,H], mask [B,1,S] → [B,1,N,H]."""
+    """As `layers.attention`, with K and V in this form's layout: q [B,1,N,H], mask [B,1,1,S] → [B,1,N,H]."""
+    if form.layout == "jkhc":
+        return layers.attention(q, k, v, mask[:, 0], config.query_scale, config.attn_softcap)
     B, T, N, H = q.shape
     K = config.n_kv_heads
     scores, mix = _READ[form.layout]
@@ -138,17 +146,22 @@ def step(form: Form, config: DecoderConfig, params: Any, token, rope, valid, cac
     masks = jnp.stack([layers.attention_mask(valid, index, 1, w) for w in kinds])[:, :, None]  # kinds B 1 1 S
     at_k, at_v = _SLOTS[form.layout]
 
-    def place(axis: int, layer: Any = None) -> tuple[Any, ...]:
+    def written(x: jax.Array, new: jax.Array, axis: int, layer: Any = None) -> jax.Array:
         start: list[Any] = [0, 0, 0, 0]
         start[axis] = index
-        return tuple(start) if layer is None else (layer, *start)
+        if form.layout == "jkhc" and axis == 3:  # keys
+            C = x.shape[-1]
+            start = [0, index // C * config.n_kv_heads, 0, index % C]
+        if layer is None:
+            return lax.dynamic_update_slice(x, new, tuple(start))
+        return lax.dynamic_update_slice(x, new[None], (layer, *start))
 
     if form.layers == "unrolled":
         new = []
         for i, block in enumerate(blocks):
 
             def write(kv, k, v):
-                kv = (lax.dynamic_update_slice(kv[0], k, place(at_k)), lax.dynamic_update_slice(kv[1], v, place(at_v)))
+                kv = written(kv[0], k, at_k), written(kv[1], v, at_v)
                 return kv, kv
 
             x, kv = _block(form, config, block, x, rope, masks[kinds.index(config.windows[i])], cache[i], write)
@@ -163,10 +176,7 @@ def step(form: Form, config: DecoderConfig, params: Any, token, rope, valid, cac
             def write(kv, k, v):
                 # In place in the whole cache, of which the loop carries one copy: as an input and output of the scan
                 # every layer's cache would be copied in every step.
-                kv = (
-                    lax.dynamic_update_slice(kv[0], k[None], place(at_k, i)),
-                    lax.dynamic_update_slice(kv[1], v[None], place(at_v, i)),
-                )
+                kv = written(kv[0], k, at_k, i), written(kv[1], v, at_v, i)
                 return kv, tuple(lax.dynamic_index_in_dim(a, i, keepdims=False) for a in kv)
 
             x, cache = _block(form, config, p, x, rope, masks[kind], cache, write)
@@ -195,8 +205,8 @@ def decode(
     steps: int,
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """`steps` greedy steps from step t0: the cache, the next token [B], the tokens [steps, B], and the last logits."""
-    at_k, _ = _SLOTS[form.layout]
-    slots = cache[0][0].shape[at_k] if form.layers == "unrolled" else cache[0].shape[at_k + 1]
+    _, at_v = _SLOTS[form.layout]
+    slots = cache[0][1].shape[at_v] if form.layers == "unrolled" else cache[1].shape[at_v + 1]
     valid = jnp.arange(slots)[None, :] >= (prompt_slots - lengths)[:, None]
     times = t0 + jnp.arange(steps)
     cos, sin = rotary(config, lengths[:, None] + times[None, :])  # B steps 1 H/2

@@ -65,7 +65,8 @@ class Bench:
         self.keys, self.slots = jnp.asarray(response_keys(config.seed, [str(i) for i in range(B)])), P
 
     def spec(self, steps: int = engine.CHUNK, sampler: Sampler = SAMPLER) -> ChunkedSpec:
-        return ChunkedSpec(self.decoder, sampler, (), self.config.new_tokens, (), (), "response", steps=steps)
+        about = {"block": engine.key_block(self.mesh), "steps": steps}
+        return ChunkedSpec(self.decoder, sampler, (), self.config.new_tokens, (), (), "response", **about)
 
     def prefill(self, spec: engine.Spec, room: int) -> engine.State:
         state = engine.prefill(
@@ -152,7 +153,7 @@ def loop_tokens(
         for c in range(spec.n_chunks):
             if grows and spec.room(c) > room:
                 room = spec.room(c)
-                state = engine.grow(state, bench.slots + room)
+                state = engine.grow(state, bench.slots + room, spec)
             state, alive = bench.chunk(state, c * spec.chunk, spec)
             flags.append(alive)
             if len(flags) > lag and int(flags[-1 - lag]) == 0:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mood_jax.errors import UserError
-from mood_jax.generation import memory
+from mood_jax.generation import engine, memory
 from mood_jax.generation.chat import Chat, RenderedPrompt
 from mood_jax.generation.model import Model, random_weights
 from mood_jax.models import families
@@ -176,7 +176,8 @@ def batches_that_fit(
     room = memory.device_limit(mesh) * (1 - memory.MARGIN)
     fit, lines = [], []
     for size in sorted(sizes):
-        m = memory.estimate(config, batch=size, data=mesh.shape["data"], model=mesh.shape["model"], **about)
+        on = {"data": mesh.shape["data"], "model": mesh.shape["model"], "block": engine.key_block(mesh)}
+        m = memory.estimate(config, batch=size, **on, **about)
         if m.generation <= room:
             fit.append(size)
             continue

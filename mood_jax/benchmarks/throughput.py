@@ -142,7 +142,7 @@ class Runs:
         for c in range(spec.n_chunks):
             if spec.room(c) > room:
                 room = spec.room(c)
-                state = engine.grow(state, self.plan.prompt_slots + room)
+                state = engine.grow(state, self.plan.prompt_slots + room, spec)
             cache, total = model_chunk(
                 self.model.params,
                 state.cache,
@@ -171,9 +171,8 @@ def measure_batch(model: Model, batch: int, config: Any, probe: bound.Probe, clo
     mesh = {"data": config.mesh_data, "model": config.mesh_model}
     least = bound.bound(c, rates, batch=batch, prompt=prompt, new=new, dtype=config.dtype, **mesh)
     peak, of = peak_bytes()
-    formula = memory.estimate(
-        c, batch=batch, prompt=prompt, new=new, dtype=config.dtype, sites=len(c.sites), reducers=len(REDUCERS), **mesh
-    )
+    about = {"sites": len(c.sites), "reducers": len(REDUCERS), "block": engine.key_block(model.mesh)}
+    formula = memory.estimate(c, batch=batch, prompt=prompt, new=new, dtype=config.dtype, **about, **mesh)
     whole, read_prompts = statistics.median(rounds["last4"]), statistics.median(rounds["prefill"])
     decode = statistics.median(a - b for a, b in zip(rounds["last4"], rounds["prefill"], strict=True))
 

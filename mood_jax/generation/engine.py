@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from mood_jax.generation import prefix
 from mood_jax.generation import reducers as red
@@ -43,6 +43,13 @@ GROWTH = 4
 # is halved when half of its rows have ended. On a CPU that is from 32 rows on, but each size compiles two or three
 # programs of 4 to 5 s, which a batch of the usual size never earns back.
 KNEE = {"cpu": 160, "gpu": 128, "tpu": 128}
+# Slots a block of the keys while decoding; all are in one elsewhere than on a CPU, where nothing was measured.
+BLOCK = {"cpu": 64}
+
+
+def key_block(mesh: Mesh) -> int | None:
+    """BLOCK of a mesh's devices; None where they share the heads, which several blocks do not keep together."""
+    return BLOCK.get(mesh.devices.flat[0].platform) if mesh.shape["model"] == 1 else None
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Spec:
     reducers: tuple[red.Reducer, ...]
     span: Span = "response"
     cache_sharding: NamedSharding | None = None  # on a mesh of several devices
+    block: int | None = None  # slots a block of the keys while decoding; None: all in one
 
     @property
     def n_chunks(self) -> int:
@@ -172,7 +180,7 @@ def read_prompts(
     if article:
         sums = _fold(spec, sums, tuple(s[:, -1] for s in states), real)
     return State(
-        cache=_placed(spec, grow_cache(cache, slots)),
+        cache=_placed(spec, grow_cache(cache, slots, spec.block)),
         token=jnp.zeros(B, jnp.int32),
         tokens=jnp.zeros((B, spec.slots), jnp.int32),
         alive=real,
@@ -267,15 +275,15 @@ def decode_chunk(
     return state, (state.alive & (t0 + spec.chunk < spec.max_new_tokens)).sum()
 
 
-_grow = jax.jit(grow_cache, static_argnames=("length",))
+_grow = jax.jit(grow_cache, static_argnames=("length", "block"))
 
 
-def grow(state: State, slots: int) -> State:
+def grow(state: State, slots: int, spec: Spec) -> State:
     """The state with a cache of `slots` slots. Layer by layer, so that old and new are never both there in full."""
     layers = list(state.cache)
     state = state._replace(cache=())
     for i, layer in enumerate(layers):
-        layers[i] = _grow((layer,), length=slots)[0]
+        layers[i] = _grow((layer,), length=slots, block=spec.block)[0]
     return state._replace(cache=tuple(layers))
 
 
@@ -368,7 +376,7 @@ def run_batch(
     for c in range(spec.n_chunks):
         if spec.room(c) > room:
             room = spec.room(c)
-            state = grow(state, prompt_slots + room)
+            state = grow(state, prompt_slots + room, spec)
         state, alive = decode_chunk(
             model.params, state, keys, lengths, jnp.int32(P), jnp.int32(c * spec.chunk), spec=spec
         )

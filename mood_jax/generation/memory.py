@@ -3,7 +3,7 @@
 Bytes of one device, with b bytes a number of the model's dtype; P prompt slots, S = P + new tokens, B rows:
 
     parameters    Σ size/devices that share it · b
-    cache         2 · L · B · K · H · S · b, and one layer's twice while it grows
+    cache         L · B · K · H · (S + J · C) · b, keys in J blocks of C slots, and one layer's twice while it grows
     logits        LOGITS · B · V · 4: float32, and what sampling makes of them
     accumulators  sites · reducers · B · D · 4
     prefill       B · P · (ACTIVATIONS · D + 3 · F) · b + 2 · B · N · P² · 4: the widest layer, scores in float32
@@ -69,10 +69,12 @@ def estimate(
     data: int = 1,
     model: int = 1,
     copies: int = 1,
+    block: int | None = None,
 ) -> Memory:
     """The memory of `batch` rows with prompts of at most `prompt` tokens and `new` new ones on a mesh data × model.
 
-    copies: of the parameters, 2 where a control with random weights is on the device too.
+    copies: of the parameters, 2 where a control with random weights is on the device too. block: slots a block of the
+    keys (`engine.key_block`).
     """
     b = np.dtype(jax.numpy.dtype(dtype)).itemsize
 
@@ -82,7 +84,8 @@ def estimate(
     rows = -(-batch // data)
     heads, kv = share(config.n_heads), share(config.n_kv_heads)
     p, slots = bucket(prompt), bucket(prompt) + new
-    layer = 2 * rows * kv * config.head_dim * slots * b
+    in_blocks = slots if block is None else -(-slots // block) * block
+    layer = rows * kv * config.head_dim * (slots + in_blocks) * b
     t = bucket(prompt + new)
 
     def passing(length: int, kept: int) -> int:

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from mood_jax.generation.batching import BUCKET_STEPS, Batch, Shared
 from mood_jax.models.config import DecoderConfig
-from mood_jax.models.decoder import Cache, LayerCache, init_cache, run
+from mood_jax.models.decoder import Cache, LayerCache, grow_cache, init_cache, run
 
 PAYS = 0.7  # share of a batch's tokens that may be left to compute, for sharing to be worth a second program
 
@@ -101,7 +101,7 @@ def place(
     width: int,
     sharding: NamedSharding | None,
 ) -> Cache:
-    """A cache [B, width] whose row b is row source[b] of `cache`, slot s being its slot first[b] + s.
+    """A cache [B, width] in one block whose row b is row source[b] of `cache`, slot s being its slot first[b] + s.
 
     Slots that the old cache does not have hold zeros. With `into`, rows that are not `mine` (bool [B]) are those of
     `into`.
@@ -119,6 +119,7 @@ def place(
 
         return jax.vmap(row)(source, start)
 
+    cache = grow_cache(cache, cache[0].v.shape[2])  # any blocks become one
     found = tuple(LayerCache(moved(c.k, 3), moved(c.v, 2)) for c in cache)
     if into is not None and mine is not None:
         own = mine[:, None, None, None]

@@ -3,7 +3,7 @@
 Axis letters used in every module of this package:
 
     B batch · T query length · S cache length · N query heads · K key/value heads · G = N / K · H head size
-    D model size · F feed-forward size · L layers · V vocabulary
+    J blocks of C slots of the keys · D model size · F feed-forward size · L layers · V vocabulary
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 Weights keep the orientation of the HF checkpoints, output axes first ([N,H,D], [F,D], [V,D]): loading is a reshape of
 the mapped file and never a transpose. Blocks are unrolled, but traced and lowered once for all layers of a kind. The
-cache is an explicit argument and result, one K array [B,K,H,S] and one V array [B,K,S,H] a layer, each in the order in
-which attention reads it. States are sown into the collection `intermediates` at the sites that were asked for, under
-their names, and only there: no site, no cost.
+cache is an explicit argument and result, one K array [B,J·K,H,C] and one V array [B,K,S,H] a layer, each in the order
+in which attention reads it: the key of slot s and head k is column s % C of block (s // C)·K + k, and J·C ≥ S. One
+block, J = 1, holds any tokens; of several, one token a call, since two might belong into two blocks. States are sown
+into the collection `intermediates` at the sites that were asked for, under their names, and only there: no site, no
+cost.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from mood_jax.models.config import DecoderConfig
 
 
 class LayerCache(NamedTuple):
-    k: jax.Array  # [B, K, H, S]
+    k: jax.Array  # [B, J·K, H, C]
     v: jax.Array  # [B, K, S, H]
 
 
@@ -31,20 +33,29 @@ Cache = tuple[LayerCache, ...]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """An empty cache of `length` slots."""
+    """An empty cache of `length` slots, its keys in one block."""
     B, K, S, H = batch, config.n_kv_heads, length, config.head_dim
     return tuple(
         LayerCache(jnp.zeros((B, K, H, S), dtype), jnp.zeros((B, K, S, H), dtype)) for _ in range(config.n_layers)
     )
 
 
-def grow_cache(cache: Cache, length: int) -> Cache:
-    """The cache with empty slots appended, `length` in all."""
+def grow_cache(cache: Cache, length: int, block: int | None = None) -> Cache:
+    """The cache with empty slots appended, `length` in all, its keys in blocks of `block` slots (None: in one)."""
+    C = length if block is None else block
+    J = -(-length // C)
 
-    def padded(x: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(x, [(0, length - x.shape[axis] if a == axis else 0) for a in range(4)])
+    def padded(x: jax.Array, axis: int, size: int) -> jax.Array:
+        return jnp.pad(x, [(0, size - x.shape[axis] if a == axis else 0) for a in range(4)])
 
-    return tuple(LayerCache(padded(c.k, 3), padded(c.v, 2)) for c in cache)
+    def keys(k: jax.Array, K: int) -> jax.Array:
+        if k.shape[3] == C:
+            return padded(k, 1, J * K)
+        B, _, H, _ = k.shape
+        k = k.reshape(B, -1, K, H, k.shape[3]).transpose(0, 2, 3, 1, 4).reshape(B, K, H, -1)[..., :length]
+        return padded(k, 3, J * C).reshape(B, K, H, J, C).transpose(0, 3, 1, 2, 4).reshape(B, J * K, H, C)
+
+    return tuple(LayerCache(keys(c.k, c.v.shape[1]), padded(c.v, 2, length)) for c in cache)
 
 
 def resolve_sites(config: DecoderConfig, sites: str | Sequence[str]) -> tuple[str, ...]:
@@ -115,8 +126,11 @@ class Attention(nn.Module):
         k = layers.rotate(project("k", c.n_kv_heads), *rope).transpose(0, 2, 3, 1)  # B K H T
         v = project("v", c.n_kv_heads).transpose(0, 2, 1, 3)  # B K T H
         if cache is not None:
+            K, C = c.n_kv_heads, cache.k.shape[3]
+            if cache.k.shape[1] > K and x.shape[1] > 1:
+                raise ValueError("only a cache whose keys are in one block takes several tokens at once")
             cache = LayerCache(
-                jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), (0, 0, 0, index)),
+                jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), (0, index // C * K, 0, index % C)),
                 jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), (0, 0, index, 0)),
             )
             k, v = cache

@@ -70,17 +70,26 @@ def attention_mask(valid: jax.Array, index: jax.Array | int, length: int, window
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float | None) -> jax.Array:
-    """Grouped-query attention. q [B,T,N,H], k [B,K,H,S], v [B,K,S,H], mask [B,T,S] → [B,T,N,H]; softmax in float32.
+    """Grouped-query attention. q [B,T,N,H], k [B,J·K,H,C], v [B,K,S,H], mask [B,T,S] → [B,T,N,H]; softmax in float32.
 
+    Keys in J > 1 blocks are read as if each were a head of its own, and columns beyond S are left out: XLA's product on
+    a CPU is slow where a head's dimensions are far apart in memory.
     The weights are divided by their sum after they have mixed the values: H numbers a query instead of S.
     """
     B, T, N, H = q.shape
-    K = k.shape[1]
+    _, K, S, _ = v.shape
+    J, C = k.shape[1] // K, k.shape[3]
     q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)  # B K G T H
-    q = q.reshape(B, K, (N // K) * T, H)
+    q = jnp.broadcast_to(q.reshape(B, 1, K, (N // K) * T, H), (B, J, K, (N // K) * T, H))
     logits = jnp.einsum(
-        "bkth,bkhs->bkts", q, k, preferred_element_type=jnp.float32, precision=precision(k.dtype)
-    )  # B K GT S
+        "bjth,bjhc->bjtc",
+        q.reshape(B, J * K, (N // K) * T, H),
+        k,
+        preferred_element_type=jnp.float32,
+        precision=precision(k.dtype),
+    )  # B JK GT C
+    logits = logits.reshape(B, J, K, (N // K) * T, C).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * T, J * C)
+    logits = logits[..., :S]
     logits = softcap(logits * scale, cap).reshape(B, K, N // K, T, -1)
     logits += jnp.where(mask, 0.0, MASKED)[:, None, None]
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).reshape(B, K, (N // K) * T, -1)

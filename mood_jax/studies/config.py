@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mood_jax import artifacts, bank, processes
 from mood_jax import readout as readouts
 from mood_jax.errors import UserError
-from mood_jax.generation import memory
+from mood_jax.generation import engine, memory
 from mood_jax.generation.model import Model, load_model
 from mood_jax.generation.sampling import TopP
 from mood_jax.models.sharding import make_mesh
@@ -144,6 +144,7 @@ def _batch_size(config: Any, model: Model, readout: Readout | readouts.Grid, max
         data=config.mesh_data,
         model=config.mesh_model,
         copies=2 if config.random_weights else 1,
+        block=engine.key_block(model.mesh),
     )
     print(f"batch size: {found} rows fit {limit / 2**30:.1f} GiB a device with {memory.MARGIN:.0%} to spare")
     return found

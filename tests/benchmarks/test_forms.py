@@ -16,7 +16,7 @@ from mood_jax.errors import UserError
 from mood_jax.generation.sampling import Greedy, TopP, response_keys
 from mood_jax.models import families
 from mood_jax.models.checkpoint import flatten
-from mood_jax.models.decoder import LayerCache, run
+from mood_jax.models.decoder import LayerCache, grow_cache, run
 from mood_jax.parity import random_params, tiny_config
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -26,7 +26,7 @@ S = 14  # slots, of which the first 8 hold what was read before
 # Gemma 2 is tied, soft-capped, with norms after each half and a window of 8 in every other block; Qwen 2 has biases.
 CASES = {
     "gemma2": (Form("scanned", "ksh", fused_qkv=True), Form("unrolled", "skh", fused_gate_up=True)),
-    "qwen2": (Form("unrolled", "khs", fused_qkv=True, fused_gate_up=True),),
+    "qwen2": (Form("unrolled", "khs", fused_qkv=True, fused_gate_up=True), Form("scanned"), Form()),
 }
 decoder_step = jax.jit(partial(run, logits="last"), static_argnums=0)
 
@@ -40,6 +40,7 @@ def test_every_form_decodes_as_the_decoder_does(family, rng):
     shape = (config.n_layers, 3, config.n_kv_heads, config.head_dim, S)
     k, v = (rng.standard_normal(shape, np.float32) for _ in range(2))
     start = tuple(LayerCache(jnp.asarray(a), jnp.asarray(b.transpose(0, 1, 3, 2))) for a, b in zip(k, v, strict=True))
+    start = grow_cache(start, S, 4)
     first = jnp.asarray(rng.integers(0, config.vocab_size, 3), jnp.int32)
 
     valid = jnp.arange(S)[None, :] >= (8 - lengths)[:, None]

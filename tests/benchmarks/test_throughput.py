@@ -66,7 +66,7 @@ def test_a_shape_is_measured_beside_its_bound(tmp_path, monkeypatch, capsys):
     config = shapes.decoder_config(result["config"]["shape"])
     least = bound.bound(config, bound.Rates(**row["rates"]), batch=3, prompt=5, new=6, dtype="float32")
     assert row["share_of_bound"] == pytest.approx(least.total / row["seconds"])
-    about = {"batch": 3, "prompt": 5, "new": 6, "dtype": "float32", "sites": 3, "reducers": 5}
+    about = {"batch": 3, "prompt": 5, "new": 6, "dtype": "float32", "sites": 3, "reducers": 5, "block": 64}
     assert row["formula_bytes"] == memory.estimate(config, **about).generation
     assert row["peak_bytes"] > 2**20
     assert row["compile_seconds"] > 0
@@ -79,7 +79,7 @@ def test_a_model_that_the_device_cannot_hold_is_refused(tmp_path, monkeypatch, c
     monkeypatch.setattr(memory, "device_limit", lambda _: 12 * 2**30)
     config = f"--config={ROOT}/configs/shapes/qwen2_5_7b.py"
     done = in_this_process(monkeypatch, capsys, "benchmark_throughput", config, f"--workdir={tmp_path}")
-    assert "qwen2_5_7b at batch 64 takes 15.9 GiB a device (14.2 of them weights" in done.line
+    assert "qwen2_5_7b at batch 64 takes 16.0 GiB a device (14.2 of them weights" in done.line
     assert "configs/shapes/tiny.py" in done.line
     assert not list(tmp_path.iterdir())
 
@@ -87,7 +87,7 @@ def test_a_model_that_the_device_cannot_hold_is_refused(tmp_path, monkeypatch, c
 def test_batch_sizes_that_do_not_fit_are_left_out(monkeypatch):
     config, mesh = shapes.decoder_config("llama3_1_8b"), make_mesh()
     about = {"prompt": 60, "new": 200, "dtype": "bfloat16", "sites": 34, "reducers": 5}
-    needed = memory.estimate(config, batch=256, **about).generation
+    needed = memory.estimate(config, batch=256, block=64, **about).generation
     monkeypatch.setattr(memory, "device_limit", lambda _: int(needed / (1 - memory.MARGIN)) + 1)
     fit, lines = shapes.batches_that_fit("llama3_1_8b", config, mesh, (420, 64, 256), **about)
     assert fit == [64, 256]

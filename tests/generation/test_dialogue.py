@@ -72,8 +72,8 @@ def assert_same(got: api.Responses, want: api.Responses) -> None:
     np.testing.assert_allclose(got.states, want.states, rtol=0, atol=1e-4 * np.abs(want.states).max())
 
 
-def test_a_carried_cache_changes_nothing(tmp_path, rng, seed):
-    """Also: windows shorter than the conversation, and empty responses."""
+def test_a_carried_cache_changes_nothing(tmp_path, rng, seed, monkeypatch):
+    """Also: windows shorter than the conversation, empty responses, and keys in blocks."""
     model = load_model(str(make(tmp_path / "m", "gemma2", sliding_window=24)), dtype="float32")
     model.chat.eos_token_ids = tuple(range(0, model.config.vocab_size, 3))
     scripts = [[sentence(rng, int(n)) for n in rng.integers(5, 8, 2)] for _ in range(4)]
@@ -82,7 +82,9 @@ def test_a_carried_cache_changes_nothing(tmp_path, rng, seed):
     sampler = TopP(1.0, temperature=0.7)  # compiles in less time than a nucleus
     options = {"max_new_tokens": 16, "sampler": sampler, "sites": ["resid_post@1"], "reducers": ("decay_0.9",)}
     asked = {"seed": seed, "ids": ids, **options}
+    monkeypatch.setitem(engine.BLOCK, "cpu", 24)
     got = mj.converse(model, scripts, system=systems, **asked)
+    monkeypatch.setitem(engine.BLOCK, "cpu", None)
     want = without_cache(model, scripts, systems, **asked)
     for a, b in zip(got, want, strict=True):
         assert_same(a, b)

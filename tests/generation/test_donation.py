@@ -45,13 +45,13 @@ def assert_in_place(compiled: Any, cache: Sequence[Sequence[Any]], n_parameters:
     assert not [op for op in made if re.fullmatch(MOVES, op)]
 
 
-@pytest.fixture(scope="module")
-def asked():
+@pytest.fixture(scope="module", params=[None, 48], ids=["one block", "blocks"])
+def asked(request):
     """Shapes of a step whose cache is most of its memory: (parameters, state, the other arguments, spec)."""
     c = shape(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
     B, P, new = 24, 48, 208
     sites, kinds = c.sites[-2:-1], red.parse_reducers(("decay_0.9",))
-    spec = engine.Spec(c, Greedy(), (1,), new, sites, kinds)
+    spec = engine.Spec(c, Greedy(), (1,), new, sites, kinds, block=request.param)
 
     def array(*size, dtype=jnp.int32):
         return jax.ShapeDtypeStruct(size, dtype)

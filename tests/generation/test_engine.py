@@ -312,6 +312,29 @@ def test_states_are_the_same_behind_a_grown_cache(small):
     assert_close(r.states, api.read(small.model, small.prompts[:2], r, sites="all", reducers=("mean", "last")), 1e-4)
 
 
+def test_blocks_of_keys_change_nothing(small, monkeypatch):
+    """Also of a cache that grows, and whose slots no block divides."""
+    options = {"max_new_tokens": engine.ROOM + 16, "sites": "all", "reducers": ("mean", "last")}
+    monkeypatch.setattr(small.model.chat, "eos_token_ids", ())
+    chunk, blocks = engine.decode_chunk, set()
+
+    def seen(params, state, *others, **static):
+        k, v = state.cache[0]
+        blocks.add((k.shape[1] // v.shape[1], k.shape[3], v.shape[2]))
+        return chunk(params, state, *others, **static)
+
+    monkeypatch.setattr(engine, "decode_chunk", seen)
+    found = []
+    for block in (None, 36):
+        monkeypatch.setitem(engine.BLOCK, "cpu", block)
+        found.append(api.generate(small.model, small.prompts[:2], **options))
+    assert {(J, C) for J, C, S in blocks} == {(-(-S // C), C) for *_, S in blocks for C in (S, 36)}
+    assert len(blocks) == 4
+    assert all(S > 72 and S % 36 for *_, S in blocks)
+    assert [t.tolist() for t in found[1].tokens] == [t.tolist() for t in found[0].tokens]
+    assert_close(found[1].states, found[0].states, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -45,17 +45,17 @@ def compiled_bytes(lowered) -> int:
 
 
 @pytest.mark.parametrize(
-    ("changes", "B", "P", "new", "n_sites"),
+    ("changes", "B", "P", "new", "n_sites", "block"),
     [
-        ({}, 64, 64, 128, 4),
-        ({"vocab_size": 32000, "num_key_value_heads": 8, "intermediate_size": 700}, 96, 48, 80, 2),
-        ({"hidden_size": 512}, 16, 256, 128, 6),
+        ({}, 64, 64, 128, 4, None),
+        ({"vocab_size": 32000, "num_key_value_heads": 8, "intermediate_size": 700}, 96, 48, 80, 2, 48),
+        ({"hidden_size": 512}, 16, 256, 128, 6, 64),
     ],
 )
-def test_the_formula_holds_what_the_compiler_asks_for(changes, B, P, new, n_sites):
+def test_the_formula_holds_what_the_compiler_asks_for(changes, B, P, new, n_sites, block):
     c = shape(**changes)
     sites, kinds = c.sites[-n_sites:], red.parse_reducers(("mean", "last", "decay_0.9"))
-    spec = engine.Spec(c, TopP(0.9, temperature=0.7), (1,), new, sites, kinds)
+    spec = engine.Spec(c, TopP(0.9, temperature=0.7), (1,), new, sites, kinds, block=block)
 
     def array(*size, dtype=jnp.int32):
         return jax.ShapeDtypeStruct(size, dtype)
@@ -71,7 +71,8 @@ def test_the_formula_holds_what_the_compiler_asks_for(changes, B, P, new, n_site
     again = engine.read_batch.lower(
         params, array(B, P + new), array(B), array(B), array(B), config=c, sites=sites, reducers=kinds
     )
-    found = memory.estimate(c, batch=B, prompt=P, new=new, dtype="float32", sites=n_sites, reducers=3)
+    about = {"batch": B, "prompt": P, "new": new, "dtype": "float32", "sites": n_sites, "reducers": 3}
+    found = memory.estimate(c, block=block, **about)
     generation = max(compiled_bytes(first), beside + compiled_bytes(draw), compiled_bytes(step))
     assert 0.5 * found.generation < generation <= found.generation
     reading = found.params + found.accumulators + found.reading
@@ -95,6 +96,8 @@ def test_the_largest_batch_fits_and_the_next_does_not():
     assert two.params < 0.51 * one.params
     assert two.cache == one.cache // 2
     assert memory.estimate(c, batch=8, copies=2, **about).params == 2 * one.params
+    # of 164 slots, the keys of blocks of 64 take 192
+    assert memory.estimate(c, batch=8, block=64, **about).cache == one.cache * (164 + 192) // (2 * 164)
 
 
 def test_the_config_asks_for_the_largest_batch(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,17 @@ import pytest
 from mood_jax import parity
 from mood_jax.errors import UserError
 from mood_jax.models import families, layers
-from mood_jax.models.decoder import Decoder, collect, init_cache, init_params, param_shapes, resolve_sites, run
+from mood_jax.models.decoder import (
+    Decoder,
+    LayerCache,
+    collect,
+    grow_cache,
+    init_cache,
+    init_params,
+    param_shapes,
+    resolve_sites,
+    run,
+)
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -228,6 +238,10 @@ def test_attention_against_loops(rng):
         mask = layers.attention_mask(jnp.asarray(valid), 0, T, window)
         keys_last = jnp.asarray(k).swapaxes(2, 3)  # B K H S, as the cache holds them
         ours = np.asarray(layers.attention(jnp.asarray(q), keys_last, jnp.asarray(v), mask, 0.7, cap))
+        in_blocks, _ = grow_cache((LayerCache(keys_last, jnp.asarray(v)),), T, 2)[0]  # three of two slots, for five
+        in_blocks = in_blocks.at[:, -K:, :, -1].set(jnp.nan)  # the sixth is nobody's
+        blocks = np.asarray(layers.attention(jnp.asarray(q), in_blocks, jnp.asarray(v), mask, 0.7, cap))
+        np.testing.assert_allclose(blocks, ours, rtol=1e-5, atol=1e-6)
         for b, t, n in np.ndindex(B, T, N):
             if not valid[b, t]:
                 continue
