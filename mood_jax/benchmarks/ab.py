@@ -55,7 +55,8 @@ class Experiment:
 
 def _forms(name: str, bench: Bench, forms: Mapping[str, Form]) -> Experiment:
     check_forms(bench, forms)
-    steps, chunks = engine.CHUNK, -(-min(bench.config.new_tokens, engine.ROOM) // engine.CHUNK)
+    steps = engine.chunk_steps(bench.mesh)
+    chunks = -(-min(bench.config.new_tokens, engine.ROOM) // steps)
     state = bench.prefill(bench.spec(sampler=Greedy()), steps * chunks)
 
     def run(form: Form, params: Any) -> float:
@@ -94,13 +95,10 @@ def fused_experiment(bench: Bench) -> Experiment:
 
 def chunks_experiment(bench: Bench) -> Experiment:
     """Chunks of 8, 16 and 32 steps against one while_loop."""
-    loops: dict[str, tuple[int | None, bool]] = {
-        f"chunks of {engine.CHUNK}, cache grows": (engine.CHUNK, True),
-        "chunks of 8, cache grows": (8, True),
-        "chunks of 32, cache grows": (32, True),
-        f"chunks of {engine.CHUNK}, whole cache": (engine.CHUNK, False),
-        "one while_loop, whole cache": (None, False),
-    }
+    own = engine.chunk_steps(bench.mesh)
+    loops: dict[str, tuple[int | None, bool]] = {f"chunks of {own}, cache grows": (own, True)}
+    loops |= {f"chunks of {n}, cache grows": (n, True) for n in (8, 16, 32) if n != own}
+    loops |= {f"chunks of {own}, whole cache": (own, False), "one while_loop, whole cache": (None, False)}
     variants = {name: partial(lambda a: loop_tokens(bench, *a)[1], a) for name, a in loops.items()}
     return Experiment("chunks", "step", bench.config.new_tokens, variants)
 

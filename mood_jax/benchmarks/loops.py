@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,17 +23,6 @@ from mood_jax.models.decoder import run
 from mood_jax.models.sharding import make_mesh
 
 SAMPLER = TopP(0.9, temperature=0.7)
-
-
-@dataclass(frozen=True)
-class ChunkedSpec(engine.Spec):
-    """A Spec with a chunk of another length."""
-
-    steps: int = engine.CHUNK
-
-    @property
-    def n_chunks(self) -> int:
-        return -(-self.max_new_tokens // self.steps)
 
 
 class Bench:
@@ -64,9 +52,9 @@ class Bench:
         self.lengths, self.real = jnp.full(B, n, jnp.int32), jnp.ones(B, bool)
         self.keys, self.slots = jnp.asarray(response_keys(config.seed, [str(i) for i in range(B)])), P
 
-    def spec(self, steps: int = engine.CHUNK, sampler: Sampler = SAMPLER) -> ChunkedSpec:
-        about = {"block": engine.key_block(self.mesh), "steps": steps}
-        return ChunkedSpec(self.decoder, sampler, (), self.config.new_tokens, (), (), "response", **about)
+    def spec(self, steps: int | None = None, sampler: Sampler = SAMPLER) -> engine.Spec:
+        about = {"block": engine.key_block(self.mesh), "steps": steps or engine.chunk_steps(self.mesh)}
+        return engine.Spec(self.decoder, sampler, (), self.config.new_tokens, (), (), "response", **about)
 
     def prefill(self, spec: engine.Spec, room: int) -> engine.State:
         state = engine.prefill(
@@ -122,7 +110,7 @@ def check_forms(bench: Bench, forms: Mapping[str, Form]) -> None:
 
 
 @partial(jax.jit, static_argnames=("spec",), donate_argnames=("state",))
-def while_loop(params: Any, state: engine.State, keys, lengths, prompt_slots, *, spec: ChunkedSpec) -> engine.State:
+def while_loop(params: Any, state: engine.State, keys, lengths, prompt_slots, *, spec: engine.Spec) -> engine.State:
     """The whole budget in one program, which asks after every step whether a row is alive. spec.steps is 1."""
 
     def more(carry):

@@ -144,6 +144,7 @@ def plan(
         span=span,
         cache_sharding=cache_sharding(model.config.n_kv_heads, model.mesh),
         block=engine.key_block(model.mesh),
+        steps=engine.chunk_steps(model.mesh),
     )
     longest = max(prompt_slots, *(b.tokens.shape[1] for b in batches))
     rows = Rows(model.mesh.shape["data"])

@@ -109,7 +109,7 @@ def test_only_what_is_new_is_computed(model, rng, monkeypatch):
     monkeypatch.setitem(engine.KNEE, "cpu", 3)
     prompts = turns_of_ids(rng)
     ends = [int(t[1]) for t in api.generate(model, prompts, **OPTIONS).tokens[:2]]
-    monkeypatch.setattr(engine, "CHUNK", 3)
+    monkeypatch.setitem(engine.CHUNK, "cpu", 3)
     monkeypatch.setattr(model.chat, "eos_token_ids", tuple(ends))
     seen, taken = [], []
     prefill, take = engine.prefill, engine.take
