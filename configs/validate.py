@@ -3,7 +3,7 @@
     python scripts/validate_instrument.py --config=configs/validate.py --workdir=runs/validation
 
 An organism of your own: --config.subjects=runs/mine/export (folders and names of shipped ones, with commas between; a
-single identity: llama/dose_1). Memory: 3 GB.
+single identity: llama/dose_1). Memory: some 1.5 GB for each of the processes that measure organisms side by side.
 """
 
 from ml_collections import ConfigDict

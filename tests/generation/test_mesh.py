@@ -26,6 +26,7 @@ head = rng.integers(5, 200, 24).tolist()  # is computed once, on every mesh
 prompts = [head + rng.integers(5, 200, n).tolist() for n in (3, 12, 4, 17, 2, 9, 9, 5, 6, 11, 3, 2, 7, 5, 16, 4, 4)]
 engine.KNEE["cpu"] = 8  # of the 17 (24 on eight devices) rows, those that have ended are left behind
 engine.BLOCK["cpu"] = 24
+engine.CHUNK["cpu"] = 16  # no device is left with one row, whose products take more memory than its cache
 take, taken = engine.take, []
 engine.take = lambda state, rows: (taken.append(len(rows)), take(state, rows))[1]
 chunk, compiled = engine.decode_chunk, {}
