@@ -2,8 +2,8 @@
 
     python scripts/validate_instrument.py --config=configs/validate_quick.py --workdir=runs/validation_quick
 
-Three minutes and 45 s on two cores with an empty compile cache, a third of it compiling. Seven checks pass; false alarms
-take longer than all of them and have a test of their own (tests/studies/test_nulls.py).
+Three minutes and 45 s on two cores with an empty compile cache, a third of it compiling. Seven checks pass; false
+alarms take longer than all of them and have a test of their own (tests/studies/test_nulls.py).
 """
 
 from ml_collections import ConfigDict
