@@ -103,6 +103,7 @@ def _started(task: dict[str, Any], complaints: IO[str], threads: int) -> subproc
     return subprocess.Popen(
         [sys.executable, "-m", "mood_jax.studies.workers", json.dumps(task)],
         env=os.environ | {"NPROC": str(threads), "OMP_NUM_THREADS": str(threads)},  # NPROC: of XLA
+        stdin=subprocess.PIPE,  # says nothing; its end is that of this process, however it came
         stdout=subprocess.PIPE,
         stderr=complaints,
         text=True,
@@ -156,7 +157,13 @@ def read(organism: str, identity: str, workdir: Path) -> Subject:
     )
 
 
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
 def _main(argument: str) -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     task = json.loads(argument)
     keep_programs()
     workdir = Path(task["workdir"])

@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,34 @@ def test_what_a_process_refuses_is_what_this_one_does(tmp_path):
     with pytest.raises(UserError) as there:
         workers.measured({"yi": ["apart"], "mistral": ["warm_0"]}, Plan(), tmp_path, 2, lambda _: None)
     assert str(there.value) in (str(here.value), str(here.value).replace("yi/apart", "mistral/warm_0"))
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_killed(tmp_path):
+    """Else the same command, run again, would write into the folders that an orphan still writes into."""
+    code = (
+        "import time, sys\nfrom pathlib import Path\nfrom mood_jax.studies import workers\n"
+        f"task = {{'picked': {{'yi': ['apart']}}, 'plan': {{'samples': 1}}, 'workdir': {str(tmp_path)!r}}}\n"
+        "print(workers._started(task, sys.stderr, 1).pid, flush=True)\ntime.sleep(120)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert _lives(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while _lives(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _lives(child)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_processes_are_as_many_as_cores_and_one_on_an_accelerator(tmp_path, monkeypatch):
