@@ -31,7 +31,7 @@ def get_config(shape: str = "small") -> ConfigDict:
             "prompt_tokens": 60,
             "new_tokens": 100 if small else 200,  # of `chunks`; the others decode at most 64
             "vocabularies": (4096, 32000, 152064),  # of `samplers`
-            "attention_tokens": (64, 256),  # prompt lengths of `attention`
+            "attention_tokens": (64, 256),  # lengths of prompts, and of the cache of a new token, of `attention`
             "seed": 0,
         }
     )

@@ -23,7 +23,7 @@ from mood_jax.artifacts import write_bytes, write_json
 from mood_jax.benchmarks import decoding
 from mood_jax.benchmarks.decoding import Form
 from mood_jax.benchmarks.loops import SAMPLER, Bench, check_forms, decode, loop_tokens
-from mood_jax.benchmarks.parts import prefill_attentions, sorted_top_p
+from mood_jax.benchmarks.parts import decode_attentions, prefill_attentions, sorted_top_p
 from mood_jax.benchmarks.timing import interleave, load_average, seconds, spread
 from mood_jax.console import table
 from mood_jax.errors import UserError
@@ -119,10 +119,11 @@ def samplers_experiment(bench: Bench, vocabulary: int) -> Experiment:
     return Experiment(f"samplers at V {vocabulary}", "call", 1, variants)
 
 
-def attention_experiment(bench: Bench, length: int) -> Experiment:
-    """Ours against JAX's own."""
+def attention_experiment(bench: Bench, length: int, new: bool = False) -> Experiment:
+    """Ours against JAX's own: of whole prompts, or of one `new` token over a cache."""
     c = bench.config
-    found, skipped = prefill_attentions(bench.decoder, c.batch_size, length, c.dtype, c.seed)
+    make = decode_attentions if new else prefill_attentions
+    found, skipped = make(bench.decoder, c.batch_size, length, c.dtype, c.seed)
     results = {name: np.asarray(f(), np.float32) for name, f in found.items()}
     tolerance = (1e-5 if c.dtype == "float32" else 0.02) * np.abs(results["ours"]).max()
     for name, result in results.items():
@@ -130,7 +131,8 @@ def attention_experiment(bench: Bench, length: int) -> Experiment:
         if not delta <= tolerance:
             raise AssertionError(f"{name} computes another attention: {delta} beyond {tolerance}")
     variants = {name: partial(seconds, lambda f=f: f().block_until_ready(), bench.now) for name, f in found.items()}
-    return Experiment(f"attention of {length} tokens", "call", 1, variants, skipped)
+    name = f"attention of a token over {length} slots" if new else f"attention of {length} tokens"
+    return Experiment(name, "call", 1, variants, skipped)
 
 
 def flags_experiment(bench: Bench, child: Child | None) -> Experiment:
@@ -159,7 +161,7 @@ def experiments(name: str, bench: Bench, child: Child | None) -> list[Callable[[
     if name == "samplers":
         return [partial(samplers_experiment, bench, v) for v in config.vocabularies]
     if name == "attention":
-        return [partial(attention_experiment, bench, n) for n in config.attention_tokens]
+        return [partial(attention_experiment, bench, n, new) for new in (False, True) for n in config.attention_tokens]
     if name == "flags":
         return [partial(flags_experiment, bench, child)]
     simple = {

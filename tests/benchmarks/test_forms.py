@@ -128,11 +128,24 @@ def test_the_sorted_sampler_draws_from_the_same_nucleus(fixed_rng):
     assert (share[expected == 0] == 0).all()
 
 
+@pytest.mark.parametrize("make", [parts.prefill_attentions, parts.decode_attentions])
+def test_attentions_that_jax_brings_compute_ours(make):
+    """Its Pallas kernels interpreted: grouped heads, rows that begin at slots of their own, a scale of the config's."""
+    shape = shapes.fields("tiny") | {"num_attention_heads": 4, "num_key_value_heads": 2}
+    found, skipped = make(shapes.decoder_config(shape), 3, 32, "float32", 5, interpret=True)
+    assert list(found) == ["ours", "xla", "pallas"]
+    assert list(skipped) == ["cudnn"]
+    ours = np.asarray(found["ours"]())
+    for name, attention in found.items():
+        np.testing.assert_allclose(attention(), ours, rtol=0, atol=2e-5 * np.abs(ours).max(), err_msg=name)
+    assert "pallas" in make(shapes.decoder_config(shape), 3, 32, "float32", 5)[1]
+
+
 def test_the_list_writes_ratios_with_their_spread(tmp_path, capsys):
     result = ab.measure(config(), tmp_path)
     names = [e["name"] for e in result["experiments"]]
-    assert names == ["attention of 9 tokens", "flags"]
-    for found in result["experiments"][:1]:
+    assert names == ["attention of 9 tokens", "attention of a token over 9 slots", "flags"]
+    for found in result["experiments"][:2]:
         assert found["base"] == "ours"
         assert found["variants"]["ours"]["ratio"] == {"median": 1.0, "min": 1.0, "max": 1.0}
         for variant in found["variants"].values():
