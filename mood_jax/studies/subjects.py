@@ -111,14 +111,21 @@ class Plan:
 
 def chosen(names: Sequence[str]) -> dict[str, list[str]]:
     """Organisms, by the names of shipped ones or folders, and their identities: of `llama` all, of `llama/dose_1` that
-    one. UserError for an unknown one."""
+    one. UserError for an unknown one, and for two of one name, which would share their folders."""
     found: dict[str, list[str]] = {}
+    called: dict[str, str] = {}
     for name in names:
         organism, _, identity = name.rpartition("/")
         whole = not identity or not organism or _is_organism(name)
         spec = load_spec(organism_folder(name if whole else organism) / "spec.yaml")
         wanted = [i.name for i in spec.identities] if whole else [spec.identities[spec.index(identity)].name]
-        kept = found.setdefault(name if whole else organism, [])
+        place = name if whole else organism
+        if called.setdefault(spec.name, place) != place:
+            raise UserError(
+                f"two organisms are called {spec.name!r}: {called[spec.name]} and {place}; name one anew in its "
+                "spec.yaml, or validate one at a time"
+            )
+        kept = found.setdefault(place, [])
         kept += [w for w in wanted if w not in kept]
     return found
 

@@ -34,6 +34,11 @@ def test_unknown_subjects_are_refused(name, says):
         chosen([name])
 
 
+def test_two_organisms_of_one_name_are_refused():
+    with pytest.raises(UserError, match=r"two organisms are called 'llama': llama and .*llama; name one anew"):
+        chosen(["llama/dose_1", "yi", str(WEIGHTS / "llama")])
+
+
 def test_the_reference_obeys_every_instruction():
     assert reference_of(load_spec(SPECS / "qwen2.yaml")).name == "obedient"
     with pytest.raises(UserError, match="no identity obeys every instruction"):
