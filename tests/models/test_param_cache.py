@@ -120,3 +120,12 @@ def test_a_checksum_sees_every_bit(rng):
         bits = y.reshape(-1).view(np.uint16 if dtype == "bfloat16" else np.uint32)
         bits[rng.integers(35)] ^= bits.dtype.type(1 << rng.integers(bits.itemsize * 8))
         assert param_cache._checksums({"x": jax.numpy.asarray(y)})["x"] != want
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_host_adds_up_what_the_device_does(rng, dtype):
+    x = jax.numpy.asarray(rng.standard_normal((37, 3, 50)) * 1e3, dtype)
+    bits = np.asarray(x).view(np.uint16 if dtype == "bfloat16" else np.uint32)
+    want = int(bits.astype(np.uint64).sum()) & 0xFFFFFFFF
+    assert param_cache._on_this_host(x)
+    assert param_cache._host_sum(x) == int(param_cache._device_sum(x)) == want
