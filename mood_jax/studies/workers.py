@@ -23,7 +23,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from mood_jax import artifacts
+from mood_jax import artifacts, bank
 from mood_jax.compiled import keep_programs
 from mood_jax.errors import UserError
 from mood_jax.organisms.export import organism_folder, read_realised
@@ -145,6 +145,7 @@ def read(organism: str, identity: str, workdir: Path) -> Subject:
     folder = organism_folder(organism)
     spec, whole = load_spec(folder / "spec.yaml"), read_realised(folder)
     kept = artifacts.read_json(_path(organism, identity, workdir))
+    held_out = [(a.id, kept["held_out"][a.id]) for a in bank.axes() if a.id in kept["held_out"]]  # in the bank's order
     return Subject(
         organism=spec.name,
         identity=spec.identities[spec.index(identity)],
@@ -153,7 +154,7 @@ def read(organism: str, identity: str, workdir: Path) -> Subject:
         length=tuple(kept["length"]),
         evidence=tuple(kept["evidence"]),
         shared=Shared(**{name: np.array(value) for name, value in kept["shared"].items()}),
-        held_out={axis: (np.array(p), np.array(n)) for axis, (p, n) in kept["held_out"].items()},
+        held_out={axis: (np.array(pair[0]), np.array(pair[1])) for axis, pair in held_out},
     )
 
 
