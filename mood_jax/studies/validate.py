@@ -26,7 +26,7 @@ NULL_TOKENS, NULL_BATCH = 32, 140
 
 @dataclass(frozen=True)
 class Validation:
-    """Measured subjects and what every check says of them; `jobs`: organisms that were measured at once."""
+    """Measured subjects and what every check says of them; `jobs`: the processes that measured them."""
 
     subjects: tuple[Subject, ...]
     checks: tuple[Check, ...]
@@ -67,8 +67,8 @@ def run(
     Args:
         names: organisms, by the names of shipped ones or their folders, or single identities: `llama/dose_1`.
         null_seeds: draws of each axis for the models without style; 0: none.
-        jobs: organisms measured at once, each in a process of its own; None: see `workers.default`. No number depends
-            on it.
+        jobs: processes that measure organisms side by side; None: see `workers.default`. Results depend on it by
+            rounding alone, since a process has fewer threads where there are several.
 
     Raises UserError: an unknown organism, or one without an identity that obeys.
     """
