@@ -4,8 +4,9 @@ A prompt is a string (one user message), a list of chat messages, or a list of t
 renders it; nothing here knows a family by name. What a template does with a system message, which token ends a turn
 and whether it adds a system prompt of its own is found by rendering probe conversations (method.md, section 2).
 
-Two things differ from `apply_chat_template(tokenize=True)` on purpose, both so that a prompt means the same always:
-"today" is a fixed date in every template, and special-token text inside a message is text, never a control token.
+Three things differ from `apply_chat_template(tokenize=True)` on purpose, so that a prompt means the same always: ids
+are those of tokenizer.json (see `tokenizer.py`), "today" is a fixed date in every template, and special-token text
+inside a message is text, never a control token.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2.exceptions import TemplateError
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from mood_jax.errors import UserError
+from mood_jax.generation import tokenizer as files
+from mood_jax.generation.tokenizer import one_line
 
 # Imported where it is used: it takes seconds, and torch with it where that is installed.
 if TYPE_CHECKING:
@@ -39,12 +42,18 @@ _ROLES = ("system", "user", "assistant")
 _SYSTEM, _USER, _ANSWER, _AGAIN = "Probesystemtext", "Probeusertext", "Probeanswertext", "Probesecondtext"
 # What a template may raise while it renders: its own refusals, and Python's errors in its expressions.
 _RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-_LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REMEMBERED = 8192  # prompts that a chat keeps as rendered
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# Does a tokenizer, as loaded, do what its tokenizer.json says? Scripts, digits, spaces and line ends tell.
-_SAMPLE = " Hello there, I'm 12345 naïve 漢字 🙂\n\n  def f(x):\n\treturn x  "
+# What a tokenizer does with them goes into its hash: scripts, digits, spaces, line ends, composed, decomposed and
+# compatibility characters, texts with and without a space in front.
+_SAMPLES = (
+    " Hello there, I'm 12345 naïve 漢字 🙂\n\n  def f(x):\n\treturn x  ",
+    "Hello  there\u00a0e\u0301 n\u0303 가 \u1100\u1161 \u212b",
+    "ﬁ Ⅳ ㎏ ½ ｆｕｌｌ ＷＩＤＥ ²",
+    "x",
+)
+# A name that says of a model that it was trained to chat.
+_CHAT_NAME = re.compile(r"instruct|chat|assistant|(?<![a-z])(it|dpo|rlhf|sft|tulu|hermes|vicuna|zephyr)(?![a-z])", re.I)
 
 _DATE_PARTS = {
     **{"%Y": "2024", "%y": "24", "%m": "07", "%-m": "7", "%d": "26", "%-d": "26", "%e": "26", "%j": "208"},
@@ -70,13 +79,14 @@ class RenderedPrompt:
 class Chat:
     """A tokenizer, its chat template and its end-of-sequence ids.
 
-    `eos_token_ids`: ascending; those which the checkpoint lists, the tokenizer's own, and the token that the template
-    puts after an assistant message (not in plain text, unless the checkpoint lists it).
+    `eos_token_ids`: ascending; those which the checkpoint lists (its tokenizer's own where it lists none), and the
+    token that the template puts after an assistant message (not in plain text, unless the checkpoint lists it).
     `has_template`: prompts are rendered by a chat template; False for a base model and under `plain_text`.
     `merges_system`: the template has no system role, so the system text goes in front of the first user message.
     `default_system`: the system text that the template adds when a conversation brings none, or None.
     `pad_token_id`: the tokenizer's, else an EOS id, else 0; padding is masked explicitly, so its value never matters.
     `template_hash` (None without a template), `tokenizer_hash`: 16 hexadecimal digits, to compare checkpoints with.
+    `notes`: in words, what a reader of numbers should know of all this ("no chat template: prompts are plain text").
     """
 
     def __init__(
@@ -86,46 +96,67 @@ class Chat:
         plain_text: bool = False,
         vocab_size: int | None = None,
         source: str = "the tokenizer",
+        backend: Tokenizer | None = None,
+        notes: Sequence[str] = (),
     ):
         """`eos_token_ids` are those listed by the checkpoint's configuration files; `vocab_size` (default: the
-        tokenizer's) bounds the ids of a prompt; `source` names the checkpoint in messages.
+        tokenizer's) bounds the ids of a prompt; `source` names the checkpoint in messages; `backend` (default: the
+        tokenizer's own) gives the ids; `notes` come before the chat's own.
 
         Raises:
             UserError: the tokenizer is not a fast one, or its template is broken.
         """
         if not tokenizer.is_fast:
             raise UserError(f"{source}: not a fast tokenizer; convert it to one with a tokenizer.json")
+        if backend is None:
+            backend, more = files.steady(files.content_of(tokenizer), source)
+            notes = (*notes, *more)
         self.tokenizer = tokenizer
         self.source = source
+        self._backend = backend
         self._rendered: dict[tuple[tuple[str, str], ...], RenderedPrompt] = {}
-        vocabulary = tokenizer.get_vocab()
+        vocabulary = backend.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1 if vocab_size is None else vocab_size
-        self._special = {
-            token.content: index
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if token.content and not token.content.isspace()
-        }
+        own = {name: vocabulary.get(str(text)) for name, text in tokenizer.special_tokens_map.items()}
+        self._make_control([*own.values(), *eos_token_ids])
+        added = backend.get_added_tokens_decoder()
+        self._special = {t.content: i for i, t in added.items() if t.content and not t.content.isspace()}
+        self._bos, self._bos_id = str(tokenizer.bos_token), own.get("bos_token")
+        self._head, head_notes = self._plain_text_head()
         self._template = None if plain_text else self._load_template()
         self.has_template = self._template is not None
         self.merges_system = False
         self.default_system: str | None = None
         self.template_hash: str | None = None
-        own = {name: vocabulary.get(str(text)) for name, text in tokenizer.special_tokens_map.items()}
-        self._bos, self._bos_id = str(tokenizer.bos_token), own.get("bos_token")
-        eos = {int(index) for index in eos_token_ids} | {index for index in [own.get("eos_token")] if index is not None}
+        eos = {int(index) for index in eos_token_ids} or {i for i in [own.get("eos_token")] if i is not None}
+        written: set[str] = set()  # control tokens that the template itself writes
         if self._template is not None:
             self.template_hash = _digest(tokenizer.get_chat_template())
             self.merges_system, self.default_system = self._probe_system()
             eos |= self._probe_end_of_turn()
+            written = self._probe_written()
         self.eos_token_ids: tuple[int, ...] = tuple(sorted(eos))
         pad = own.get("pad_token")
         self.pad_token_id: int = next(iter(self.eos_token_ids), 0) if pad is None else pad
+        # What `decode` leaves out: tokens that stand for no text.
+        self._control = {i for i, token in added.items() if token.special} | {
+            i for i in (*own.values(), *eos) if i in added
+        }
         # Text in a message that must not become a control token. Longest first: a token may contain another.
-        guarded = {text for text, i in self._special.items() if i in eos or tokenizer.added_tokens_decoder[i].special}
+        guarded = written | {text for text, i in self._special.items() if i in self._control}
         longest_first = sorted((text for text in guarded if len(text) > 1), key=lambda text: (-len(text), text))
         self._guarded = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        added = sorted((i, token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items())
-        self.tokenizer_hash = _digest([sorted(vocabulary.items()), added, self._ids(_SAMPLE, True)])
+        samples = [self._ids(text) for text in (*_SAMPLES, *(f"{text}x {text}" for text in self._special))]
+        listed = sorted((i, token.content, token.special) for i, token in added.items())
+        self.tokenizer_hash = _digest([sorted(vocabulary.items()), listed, self._head, samples])
+        self._plain_text = plain_text
+        unasked = self._template is None and not plain_text
+        self.notes: tuple[str, ...] = (
+            *notes,
+            *(["no chat template: prompts are plain text"] if unasked else []),
+            *(head_notes if self._template is None else []),
+            *self._eos_notes(),
+        )
 
     @classmethod
     def from_folder(cls, folder: str | Path, plain_text: bool = False) -> Chat:
@@ -135,32 +166,23 @@ class Chat:
             UserError: no such folder, no tokenizer in it or a broken one, malformed JSON, broken template.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"no such folder: {folder}; give the folder of a Hugging Face checkpoint")
-        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-            raise UserError(f"{folder}: no tokenizer in the folder ({', '.join(_TOKENIZER_FILES)}); copy it there")
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            _read_json(folder / name)
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        found = files.load(folder)
+        size = files.read_json(folder / "config.json").get("vocab_size")
+        size = size if isinstance(size, int) else None
+        eos = files.listed_eos(folder)
+        return cls(found.tokenizer, eos, plain_text, size, str(folder), found.backend, found.notes)
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-            if (folder / "tokenizer.json").is_file():
-                # transformers 5 rebuilds some tokenizers from vocabulary and merges after its own recipe. Where that
-                # gives other ids than the file which was shipped, the file is right.
-                shipped = Tokenizer.from_file(str(folder / "tokenizer.json"))
-                shipped.no_truncation()
-                shipped.no_padding()
-                expected = shipped.encode(_SAMPLE, add_special_tokens=False).ids
-                if tokenizer.encode(_SAMPLE, add_special_tokens=False) != expected:
-                    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        except _LOAD_ERRORS as error:
-            raise UserError(f"{folder}: the tokenizer cannot be loaded ({_one_line(error)}); copy it again") from error
-        eos: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
-            eos.update(_listed_ids(_read_json(folder / name).get("eos_token_id"), folder / name))
-        size = _read_json(folder / "config.json").get("vocab_size")
-        return cls(tokenizer, sorted(eos), plain_text, size if isinstance(size, int) else None, source=str(folder))
+    def check_template(self, name: str, folder: Path) -> None:
+        """Raises UserError where a model that is named like a chat model (`name`: hub id or folder) has no template."""
+        called = _CHAT_NAME.search(name.rstrip("/").rpartition("/")[2])
+        if self.has_template or self._plain_text or not called:
+            return
+        unread = files.unread_templates(folder)
+        where = f"the folder holds {unread[0]}: rename it to chat_template.jinja" if unread else "add it"
+        raise UserError(
+            f"{name} is named like a chat model ({called[0]!r}), and no file of it holds a chat template; {where}, or "
+            "ask for plain text with --config.plain_text=True (plain_text=True)"
+        )
 
     def render(self, prompt: Prompt, system: str | None = None) -> RenderedPrompt:
         """The text and token ids of a prompt, ready for the assistant's answer.
@@ -218,13 +240,15 @@ class Chat:
                 text = self._apply(messages, add_generation_prompt=True)
             except _RENDER_ERRORS as error:
                 raise UserError(
-                    f"{self.source}: the chat template refuses this conversation ({_one_line(error)}); change it, or "
+                    f"{self.source}: the chat template refuses this conversation ({one_line(error)}); change it, or "
                     "use plain_text"
                 ) from error
         # A template writes its own BOS, or means to have none; plain text follows the tokenizer's habit.
-        ids = self._ids(text, self._template is None, mark)
-        if bos_written and self._bos_id is not None and self._template is None and ids[:1] != [self._bos_id]:
-            ids.insert(0, self._bos_id)
+        ids = self._ids(text, mark)
+        if self._template is None:
+            ids = [*self._head, *ids]
+            if bos_written and self._bos_id is not None and self._bos_id not in self._head:
+                ids.insert(0, self._bos_id)
         text = text.replace(mark, "") if mark else text
         if max(ids, default=-1) >= self.vocab_size:
             raise UserError(
@@ -239,13 +263,12 @@ class Chat:
         """The token ids of a response's text: no BOS, no EOS; special-token text in it is text."""
         messages = [{"role": "assistant", "content": text}]
         mark = self._mark(messages)
-        return tuple(self._ids(messages[0]["content"], False, mark))
+        return tuple(self._ids(messages[0]["content"], mark))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of response tokens [n]; EOS and special tokens, and ids that no token has, are skipped."""
-        ids = [int(index) for index in token_ids if int(index) not in self.eos_token_ids]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text if isinstance(text, str) else "".join(text)
+        """The text of response tokens [n]; control tokens, and ids that no token has, are skipped."""
+        ids = [int(index) for index in token_ids if int(index) not in self._control]
+        return self._backend.decode(ids, skip_special_tokens=False)
 
     def _take_ids(self, prompt: Sequence[Any], system: str | None) -> RenderedPrompt:
         if system is not None:
@@ -256,6 +279,50 @@ class Chat:
             raise UserError(f"token id {wrong} is out of range; {self.source} has ids 0 to {self.vocab_size - 1}")
         return RenderedPrompt(None, tuple(ids), _digest([None, ids]))
 
+    def _make_control(self, candidates: Sequence[int | None]) -> None:
+        """Makes control tokens of those ids that are named as such and that no text would give otherwise.
+
+        A vocabulary may hold "</s>" as an entry that the file does not mark as a token of its own: a template that
+        writes it would then be read as "<", "/", "s", ">". An ordinary word that is named as EOS stays a word.
+        """
+        added = self._backend.get_added_tokens_decoder()
+        for index in dict.fromkeys(candidates):
+            text = None if index is None or index in added else self._backend.id_to_token(index)
+            if text and index is not None and not self._is_text(index):
+                self._backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
+
+    def _is_text(self, index: int) -> bool:
+        """Does the token stand for some text?"""
+        shown = self._backend.decode([index], skip_special_tokens=False)
+        written = (shown, f"a{shown}", self._backend.decode([index, index], skip_special_tokens=False))
+        return any(index in self._ids(text) for text in written)
+
+    def _plain_text_head(self) -> tuple[list[int], list[str]]:
+        """(what stands before the first token of plain text, notes): what the post-processor of the tokenizer puts
+        there, with BOS where `add_bos_token` says so. What it puts behind a text (EOS) ends prompts and is left out."""
+        bare, whole = self._ids("a"), self._backend.encode("a").ids
+        starts = [i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare]
+        head = whole[: starts[0]] if starts else []
+        asked = getattr(self.tokenizer, "init_kwargs", {}).get("add_bos_token")
+        if asked is False:
+            return [i for i in head if i != self._bos_id], []
+        if asked is True and self._bos_id is None:
+            return head, [
+                "the tokenizer asks for a BOS token (add_bos_token) and names none: plain text begins without"
+            ]
+        return (head if asked is not True or self._bos_id in head else [int(self._bos_id or 0), *head]), []
+
+    def _eos_notes(self) -> list[str]:
+        """Notes on end-of-sequence ids that are no control tokens."""
+        if not self.eos_token_ids:
+            return ["no end-of-sequence id is known: every response runs to its token budget"]
+        words = [(i, self._backend.id_to_token(i)) for i in self.eos_token_ids if i not in self._control]
+        return [
+            f"end-of-sequence id {i} ({word!r}) is an ordinary token: responses may end in the middle of a text"
+            for i, word in words
+            if word is not None
+        ]
+
     def _load_template(self) -> str | None:
         """The template, with a constant clock where it asks for one; None for a tokenizer without."""
         if not self.tokenizer.chat_template:
@@ -264,7 +331,7 @@ class Chat:
             template = self.tokenizer.get_chat_template()
         except ValueError as error:
             raise UserError(
-                f"{self.source}: {_one_line(error)}; name one of them 'default', or use plain_text"
+                f"{self.source}: {one_line(error)}; name one of them 'default', or use plain_text"
             ) from None
         if "strftime_now" not in template:
             return template
@@ -292,7 +359,7 @@ class Chat:
             without = self._apply([{"role": "user", "content": _USER}], add_generation_prompt=True)
         except _RENDER_ERRORS as error:
             raise UserError(
-                f"{self.source}: broken chat template ({_one_line(error)}); mend it, or use plain_text"
+                f"{self.source}: broken chat template ({one_line(error)}); mend it, or use plain_text"
             ) from error
         if _USER not in without:
             raise UserError(
@@ -324,6 +391,16 @@ class Chat:
                 return {self._special[found]}
         return set()
 
+    def _probe_written(self) -> set[str]:
+        """Added tokens that the template writes around the contents of a conversation."""
+        turns = (_USER, _ANSWER, _AGAIN)
+        rendered = (
+            self._probe(*turns),
+            self._probe(_SYSTEM, *turns),
+            self._probe(*turns[:2], add_generation_prompt=False),
+        )
+        return {text for text in self._special for r in rendered if r is not None and text in r}
+
     def _mark(self, messages: list[dict[str, str]]) -> str | None:
         """Breaks special-token text in the contents with a private-use character (returned; None if there is none)."""
         if not any(self._guarded.search(message["content"]) for message in messages):
@@ -334,14 +411,14 @@ class Chat:
             message["content"] = self._guarded.sub(lambda found: found[0][0] + mark + found[0][1:], message["content"])
         return mark
 
-    def _ids(self, text: str, add_special_tokens: bool, mark: str | None = None) -> list[int]:
-        """Token ids of a text. At each mark the text is cut, so that no token spans it."""
+    def _ids(self, text: str, mark: str | None = None) -> list[int]:
+        """Token ids of a text, as tokenizer.json gives them; at each mark the text is cut, and no token spans it."""
 
-        def encode(piece: str, add_special: bool = False) -> list[int]:
-            return list(self.tokenizer(piece, add_special_tokens=add_special, verbose=False)["input_ids"])
+        def encode(piece: str) -> list[int]:
+            return self._backend.encode(piece, add_special_tokens=False).ids
 
         if not mark or mark not in text:
-            return encode(text, add_special_tokens)
+            return encode(text)
         first, *others = text.split(mark)
         ids = encode(first)
         # Behind a line end, so that sentencepiece puts no space in front of a piece from the middle of the text.
@@ -349,10 +426,6 @@ class Chat:
         for piece in others:
             behind = encode("\n" + piece)
             ids += behind[len(line_end) :] if behind[: len(line_end)] == line_end else encode(piece)
-        if add_special_tokens:
-            bare, whole = encode(first), encode(first, True)
-            starts = [i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare]
-            ids = whole[: starts[0]] + ids + whole[starts[0] + len(bare) :]
         return ids
 
 
@@ -387,31 +460,6 @@ def _checked(prompt: str | Sequence[Any], system: str | None) -> list[dict[str, 
     if turns != [("user", "assistant")[i % 2] for i in range(len(turns))]:
         raise UserError("user and assistant alternate, the user first; merge consecutive messages of one role")
     return messages
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({_one_line(error)}); copy the file again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; copy the file again")
-    return content
-
-
-def _listed_ids(value: Any, path: Path) -> list[int]:
-    """`eos_token_id` as a configuration file gives it: nothing, an int or a list; -1 stands for none there."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
-        raise UserError(f"{path}: eos_token_id is {value!r}; it must be an id or a list of ids")
-    return [index for index in ids if index >= 0]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _digest(value: Any) -> str:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mood_jax.errors import UserError
 from mood_jax.generation.chat import Chat
-from mood_jax.models.checkpoint import Checkpoint, flatten, load_checkpoint, unflatten
+from mood_jax.models.checkpoint import Checkpoint, find_folder, flatten, load_checkpoint, unflatten
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import resolve_sites, run
 from mood_jax.models.sharding import batch_sharding, put
@@ -39,6 +39,11 @@ class Model:
     def mesh(self) -> Mesh:
         return self.checkpoint.mesh
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this model's numbers should know, in words; printed at the start and kept in records."""
+        return (*self.checkpoint.notes, *self.chat.notes)
+
 
 def load_model(
     name: str,
@@ -61,11 +66,20 @@ def load_model(
 
     Raises UserError with one line for everything that can be wrong with a checkpoint.
     """
+    folder = find_folder(name, revision, offline)
+    chat = Chat.from_folder(folder, plain_text=plain_text)  # before the weights, which take longer
+    chat.check_template(_published_name(name, folder), folder)
+    offline = offline or not Path(name).is_dir()  # what was fetched above is in the local cache
     checkpoint = load_checkpoint(
         name, dtype=dtype, mesh=mesh, revision=revision, offline=offline, param_cache=param_cache
     )
-    chat = Chat.from_folder(checkpoint.folder, plain_text=plain_text)
     return Model(checkpoint, chat)
+
+
+def _published_name(name: str, folder: Path) -> str:
+    """The name as it was given, or the hub id of a snapshot in a local cache (models--OWNER--NAME/snapshots/COMMIT)."""
+    above = folder.absolute().parts[-3:-1]
+    return above[0].removeprefix("models--").replace("--", "/") if above[1:] == ("snapshots",) else str(name)
 
 
 def random_weights(model: Model, seed: int = 0) -> Model:

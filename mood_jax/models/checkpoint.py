@@ -47,7 +47,10 @@ DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A decoder's parameters on their devices. `fingerprint` identifies config and weights, however they are stored."""
+    """A decoder's parameters on their devices. `fingerprint` identifies config and weights, however they are stored.
+
+    `notes`: what was taken for granted in reading them, a sentence each.
+    """
 
     name: str
     folder: Path
@@ -57,6 +60,7 @@ class Checkpoint:
     mesh: Mesh
     dtype: str
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def find_folder(name: str, revision: str | None = None, offline: bool = False) -> Path:

@@ -150,17 +150,28 @@ def test_end_of_turn_written_only_between_turns_and_not_at_all():
     assert with_template(none).eos_token_ids == (own,)
 
 
-def test_eos_of_configuration_files_is_a_union(folders, tmp_path):
+def test_generation_config_rules_and_config_fills_in(tmp_path):
     make_tokenizer("deepseek", tmp_path)
-    own = make_tokenizer("deepseek").eos_token_id
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 7}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, -1, 5]}))
-    assert Chat.from_folder(tmp_path).eos_token_ids == (5, 7, 9, own)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
-    assert Chat.from_folder(tmp_path, plain_text=True).eos_token_ids == (7, own)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": "end"}))
-    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is 'end'"):
-        Chat.from_folder(tmp_path)
+    end = make_tokenizer("deepseek").eos_token_id  # the template's end of turn, and the tokenizer's own EOS
+    cases = [  # generation_config.json, config.json → with template, plain text
+        ([9, -1, 5], 7, (5, 9, end), (5, 9)),
+        (5, [7, 8], (5, end), (5,)),
+        (None, 7, (7, end), (7,)),
+        ([-1], [8, 7], (7, 8, end), (7, 8)),
+        ([], None, (end,), (end,)),
+        (None, -1, (end,), (end,)),
+        (end, 7, (end,), (end,)),
+    ]
+    for generation, config, chatting, plain in cases:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": config}))
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+        assert Chat.from_folder(tmp_path).eos_token_ids == chatting
+        assert Chat.from_folder(tmp_path, plain_text=True).eos_token_ids == plain
+    for name in ("generation_config.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": "end"}))
+        with pytest.raises(UserError, match=rf"{name}: eos_token_id is 'end'"):
+            Chat.from_folder(tmp_path)
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize("family", ALL)
