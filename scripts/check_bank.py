@@ -21,10 +21,8 @@ def show(name: str, records: bank.Bank, since: int) -> int:
     if TOKENIZER.value:
         from mood_jax.generation.chat import Chat  # only here: it brings transformers along
 
-        tokenizer = Chat.from_folder(TOKENIZER.value).tokenizer
-        tables.append(
-            report.question_tokens(records, lambda text: len(tokenizer.encode(text, add_special_tokens=False)), since)
-        )
+        chat = Chat.from_folder(TOKENIZER.value)
+        tables.append(report.question_tokens(records, lambda text: len(chat.encode(text)), since))
     for header, rows in tables:
         if rows:
             print(f"\n{console.table(header, rows)}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,10 +142,10 @@ class Chat:
         self._control = {i for i, token in added.items() if token.special} | {
             i for i in (*own.values(), *eos) if i in added
         }
-        # Text in a message that must not become a control token. Longest first: a token may contain another.
-        guarded = written | {text for text, i in self._special.items() if i in self._control}
-        longest_first = sorted((text for text in guarded if len(text) > 1), key=lambda text: (-len(text), text))
-        self._guarded = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        # Text in a message that must not become a control token. What the template writes but the file does not mark
+        # as special (<think>) may be a model's own words, so only users and system prompts are kept from it.
+        special = {text for text, i in self._special.items() if i in self._control}
+        self._guarded = {"assistant": _any_of(special)} | dict.fromkeys(("system", "user"), _any_of(special | written))
         samples = [self._ids(text) for text in (*_SAMPLES, *(f"{text}x {text}" for text in self._special))]
         listed = sorted((i, token.content, token.special) for i, token in added.items())
         self.tokenizer_hash = _digest([sorted(vocabulary.items()), listed, self._head, samples])
@@ -403,12 +403,13 @@ class Chat:
 
     def _mark(self, messages: list[dict[str, str]]) -> str | None:
         """Breaks special-token text in the contents with a private-use character (returned; None if there is none)."""
-        if not any(self._guarded.search(message["content"]) for message in messages):
+        if not any(self._guarded[message["role"]].search(message["content"]) for message in messages):
             return None
         written = "".join(message["content"] for message in messages)
         mark = next(chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in written)
         for message in messages:
-            message["content"] = self._guarded.sub(lambda found: found[0][0] + mark + found[0][1:], message["content"])
+            guarded = self._guarded[message["role"]]
+            message["content"] = guarded.sub(lambda found: found[0][0] + mark + found[0][1:], message["content"])
         return mark
 
     def _ids(self, text: str, mark: str | None = None) -> list[int]:
@@ -427,6 +428,12 @@ class Chat:
             behind = encode("\n" + piece)
             ids += behind[len(line_end) :] if behind[: len(line_end)] == line_end else encode(piece)
         return ids
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the texts of more than one character. The longest first: a token may contain another."""
+    ordered = sorted((text for text in texts if len(text) > 1), key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 
 def _checked(prompt: str | Sequence[Any], system: str | None) -> list[dict[str, str]]:

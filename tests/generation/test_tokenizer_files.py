@@ -231,6 +231,33 @@ def test_unigram_sampling_is_switched_off(tmp_path):
     assert any("sampling" in note for note in chat.notes)
 
 
+def test_flags_of_other_files_do_not_change_the_ids(tmp_path):
+    """added_tokens_decoder may mark the same tokens otherwise: those of tokenizer.json hold."""
+    for family, flags in itertools.product(FAMILIES, itertools.product((False, True), repeat=4)):
+        folder = tmp_path / f"{family}{flags}"
+        names = dict(zip(("lstrip", "rstrip", "normalized", "special"), flags, strict=True)) | {"single_word": False}
+        make_tokenizer(family, folder)
+        added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        decoder = {str(t["id"]): {"content": t["content"]} | names for t in added}
+        edit(folder / "tokenizer_config.json", added_tokens_decoder=decoder)
+        check_ids(folder, TEXTS[:2])
+
+
+def test_words_of_a_template_are_text_in_a_users_message_and_tokens_in_an_answer(tmp_path):
+    make_tokenizer("qwen2", tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    think = max(t["id"] for t in content["added_tokens"]) + 1
+    mark = {"content": "<think>", "id": think, "single_word": False, "lstrip": False, "rstrip": False}
+    content["added_tokens"].append(mark | {"normalized": False, "special": False})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    opening = "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES["qwen2"] + opening)
+    chat = Chat.from_folder(tmp_path)
+    assert chat.render("Say <think> now", system="<think>").token_ids.count(think) == 1
+    assert chat.decode(chat.encode("<think> so")) == "<think> so"
+    assert chat.encode("<think> so")[0] == think
+
+
 # --- plain text: BOS where the tokenizer says so, nothing behind ---
 
 
