@@ -57,7 +57,9 @@ def validation_figure(subjects: Sequence[Subject], axes: Sequence[str]) -> str:
         y = _MARGIN + 16 + 15 * a
         curves.append(f'<text x="{second + 10}" y="{y}" fill="{colour}">{escape(axis.replace("_", "/"))}</text>')
     width, height = second + _SIDE + 20, 2 * _MARGIN + _SIDE
-    body = _panel(first, "measured against realised", "realised style amount", "measured (pole)", dots)
-    body += _panel(second, "dose-response", "planted style amount", "measured (pole)", curves)
+    body = _panel(
+        first, "measured against style in the text", "style amount counted in the text", "measured (re_read)", dots
+    )
+    body += _panel(second, "dose-response", "planted style amount", "measured (re_read)", curves)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
     return head + 'font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(body) + "\n</svg>\n"
