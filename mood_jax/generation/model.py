@@ -124,6 +124,8 @@ def forward(
     mask = jnp.asarray(mask, bool)
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise UserError(f"tokens and mask must both be [B, T], not {tokens.shape} and {mask.shape}")
+    if config.rope.limit is not None:
+        config.check_length(int(mask.sum(axis=1).max(initial=0)))
     names = resolve_sites(config, sites)
     placed = [put(x, batch_sharding(model.mesh, x.shape)) for x in (tokens, mask)]
     logits, states = _forward(model.params, *placed, config=config, sites=names)

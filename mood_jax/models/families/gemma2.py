@@ -26,7 +26,7 @@ def decoder_config(hf: Any) -> DecoderConfig:
         raise UserError(f"config.json: query_pre_attn_scalar is {hf.query_pre_attn_scalar}; it must be positive")
     return DecoderConfig(
         family=MODEL_TYPE,
-        head_dim=hf.head_dim,
+        head_dim=common.head_dim(hf),
         query_scale=hf.query_pre_attn_scalar**-0.5,
         windows=common.layer_type_windows(hf),
         activation=common.activation(hf.hidden_activation),
