@@ -44,8 +44,8 @@ EMBEDDER = ("modules.json", "config_sentence_transformers.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Buffers that old exports carry and that are functions of the config: the only tensors that may be left over.
 DERIVED = re.compile(
-    r"(.*\.)?(rotary_emb\.(original_)?inv_freq|rotary_emb\._?(cos|sin)_cached|attn\.(masked_bias|bias)|position_ids|"
-    r"causal_mask)"
+    r"(.*\.)?(rotary_emb\.(original_)?inv_freq|rotary_emb\._?(cos|sin)_cached|(self_)?attn\.(masked_bias|bias)|"
+    r"position_ids|causal_mask)"
 )
 HEAD = "lm_head.weight"
 

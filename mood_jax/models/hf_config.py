@@ -49,7 +49,8 @@ UNSEEN = {
 OLD_ROPE_THETA = {"llama": 10_000.0}
 MULTIMODAL = ("text_config", "vision_config", "audio_config", "llm_config")
 QUANTISED = ("quantization_config", "quantization", "compression_config")
-DROPPED = ("torch_dtype", "dtype")
+# Words that torch may lack, and labels of classes, of which transformers makes a table of any size.
+DROPPED = ("torch_dtype", "dtype", "num_labels", "id2label", "label2id", "problem_type", "pruned_heads")
 LANGUAGE_MODEL = re.compile(r"(?!.*For[A-Z]).*Model|.*ForCausalLM")
 
 
@@ -66,7 +67,7 @@ def read(folder: Path) -> tuple[Any, tuple[str, ...]]:
     path = folder / "config.json"
     raw = _raw(path)
     kind = raw.get("model_type")
-    if kind not in families.FAMILIES:
+    if not isinstance(kind, str) or kind not in families.FAMILIES:
         raise UserError(
             f"{path}: unknown architecture {kind!r}; supported are {', '.join(sorted(families.FAMILIES))} "
             "(Qwen2/2.5, Llama 3, DeepSeek-LLM, Yi 1.5, Gemma 2, Mistral)"

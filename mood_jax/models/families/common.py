@@ -154,7 +154,7 @@ def layer_type_windows(hf: Any) -> tuple[int | None, ...]:
 
 
 def window(hf: Any) -> int | None:
-    if hf.sliding_window is not None and hf.sliding_window < 1:
+    if hf.sliding_window is not None and not 1 <= hf.sliding_window < 2**31:
         raise UserError(
             f"config.json: sliding_window is {hf.sliding_window}; it must be the length that the model was trained "
             "with, or null in a model that was trained without a window"
