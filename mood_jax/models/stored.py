@@ -178,7 +178,8 @@ def open_all(files: Sequence[Path]) -> Iterator[dict[str, StoredTensor]]:
             for name, tensor in stack.enter_context(open_tensors(file)).items():
                 if name in found:
                     raise UserError(
-                        f"tensor {name} stands in both {found[name].file.name} and {file.name}; remove one file"
+                        f"tensor {name} stands in both {found[name].file.name} and {file.name}, of one set of files; "
+                        "download the checkpoint again"
                     )
                 found[name] = tensor
         yield found

@@ -106,6 +106,18 @@ def test_every_stale_index_is_named(sets, tmp_path):
         assert "download the checkpoint again" in line
 
 
+def test_a_tensor_in_two_shards(sets, tmp_path):
+    folder = merged(tmp_path / "a", sets["two"])
+    first, *_, last = shards(folder)
+    held = load_file(first) | dict(list(load_file(last).items())[:1])
+    save_file(held, first, {"format": "pt"})
+    for _ in range(2):
+        line = refusal(folder)
+        assert first.name in line
+        assert last.name in line
+        (folder / INDEX).unlink(missing_ok=True)
+
+
 def test_shards_of_no_index(sets, tmp_path):
     folder = merged(tmp_path / "a", sets["three"])
     (folder / INDEX).unlink()

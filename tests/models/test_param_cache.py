@@ -1,4 +1,4 @@
-"""The cache of converted parameters: the same bytes and fingerprint, or an entry made again. (Meshes: test_sharding.)"""
+"""The cache of converted parameters: the same bytes and fingerprint, or an entry made again (meshes: test_sharding)."""
 
 from __future__ import annotations
 

@@ -45,13 +45,13 @@ def test_an_activation_is_taken_if_and_only_if_it_is_the_same_function(name):
     x = np.concatenate([np.linspace(-12, 12, 4001), np.random.default_rng(0).normal(size=999)]).astype(np.float32)
     want = ACT2FN[name](torch.from_numpy(x)).detach().numpy()
     if name in ACTIVATIONS:
-        ours = np.asarray(layers.activation(jnp.asarray(x), activation(name)))
+        ours = np.asarray(layers.activate(jnp.asarray(x), activation(name)))
         np.testing.assert_allclose(ours, want, atol=2e-6)
         return
     with pytest.raises(UserError, match=name):
         activation(name)
     for kind in set(ACTIVATIONS.values()):
-        assert np.abs(np.asarray(layers.activation(jnp.asarray(x), kind)) - want).max() > 1e-5, kind
+        assert np.abs(np.asarray(layers.activate(jnp.asarray(x), kind)) - want).max() > 1e-5, kind
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2"])
