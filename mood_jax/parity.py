@@ -178,6 +178,7 @@ def states(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], jit: bool =
     Without `jit` a tiny model is done before its compilation would be.
     """
     tokens, real, positions = map(jnp.asarray, left_pad(prompts))
+    checkpoint.config.check_length(tokens.shape[1])
     sites = checkpoint.config.sites
     forward = _jitted if jit else run
     logits, _, found = forward(checkpoint.config, checkpoint.params, tokens, positions, real, sites=sites)

@@ -92,8 +92,9 @@ def make_checkpoint(folder: Path, size: int, files: int, seed: int = 0) -> tuple
         begun += 2 * int(np.prod(shape))
     block = (np.random.default_rng(seed).standard_normal(BLOCK // 2, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
     data, weight_map = block.tobytes(), {}
-    for k, part in enumerate(p for p in parts if p):
-        path = folder / f"model-{k + 1:05d}-of-{files:05d}.safetensors"
+    filled = [p for p in parts if p]
+    for k, part in enumerate(filled):
+        path = folder / f"model-{k + 1:05d}-of-{len(filled):05d}.safetensors"
         weight_map |= dict.fromkeys(part, path.name)
         _write_file(path, part, data)
     artifacts.write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})

@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 
 from mood_jax.errors import UserError
 from mood_jax.generation.chat import Chat
-from mood_jax.models.checkpoint import Checkpoint, find_folder, flatten, load_checkpoint, unflatten
+from mood_jax.models.checkpoint import Checkpoint, flatten, load_checkpoint, unflatten
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import resolve_sites, run
+from mood_jax.models.folder import find_folder
 from mood_jax.models.sharding import batch_sharding, put
 
 
@@ -138,6 +139,8 @@ def forward(
     mask = jnp.asarray(mask, bool)
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise UserError(f"tokens and mask must both be [B, T], not {tokens.shape} and {mask.shape}")
+    if config.rope.limit is not None:
+        config.check_length(int(mask.sum(axis=1).max(initial=0)))
     names = resolve_sites(config, sites)
     placed = [put(x, batch_sharding(model.mesh, x.shape)) for x in (tokens, mask)]
     logits, states = _forward(model.params, *placed, config=config, sites=names)

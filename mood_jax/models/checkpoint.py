@@ -7,7 +7,6 @@ NaN. Pickle checkpoints are refused and remote code is never run.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,35 +20,27 @@ from safetensors.numpy import save_file
 
 from mood_jax import processes
 from mood_jax.errors import UserError
-from mood_jax.models import families, stored
+from mood_jax.models import families, hf_config, stored
+from mood_jax.models import names as tensor_names
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import param_shapes
+from mood_jax.models.folder import HUB_FILES as HUB_FILES
+from mood_jax.models.folder import check_index, find_folder, refuse_foreign, weight_files
+from mood_jax.models.hf_config import read_hf_config as read_hf_config
 from mood_jax.models.sharding import make_mesh, param_sharding
 from mood_jax.models.stored import StoredTensor
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-HUB_FILES = [
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-]
 IN_FLIGHT = 1 << 28  # bytes of host memory that may wait for their way to the devices
-# Buffers that old exports carry and that are functions of the config: the only tensors that may be left over.
-DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
+# A matrix of a layer with so large a share of zeros, or an embedding, is said to be odd.
+ZEROS, ZEROS_OF_EMBEDDING = 1 / 8, 1 / 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A decoder's parameters on their devices. `fingerprint` identifies config and weights, however they are stored.
 
-    `notes`: what was taken for granted in reading them, a sentence each.
+    `notes` say in plain words, one sentence each, what was filled in, left out or is odd about the files.
     """
 
     name: str
@@ -61,103 +52,6 @@ class Checkpoint:
     dtype: str
     fingerprint: str
     notes: tuple[str, ...] = ()
-
-
-def find_folder(name: str, revision: str | None = None, offline: bool = False) -> Path:
-    """A local folder as it is, or the snapshot of a hub id (downloaded, or from the local cache when `offline`).
-
-    Raises UserError: no such folder or id, gated, offline and not cached.
-    """
-    if Path(name).is_dir():
-        if revision is not None:
-            raise UserError(f"{name} is a local folder, which has no revision {revision!r}; leave revision out")
-        return Path(name)
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_like_path:
-        raise UserError(f"no such folder: {name}; give a checkpoint folder or a hub id (owner/name)")
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=offline))
-    except errors.GatedRepoError as e:
-        raise UserError(f"{name} is gated; accept its licence on the hub, then `hf auth login` or set HF_TOKEN") from e
-    except errors.RevisionNotFoundError as e:
-        raise UserError(f"{name} has no revision {revision!r}; see its branches and tags on the hub") from e
-    except errors.RepositoryNotFoundError as e:
-        raise UserError(
-            f"no folder and no hub model named {name}; check the spelling (a private one needs HF_TOKEN)"
-        ) from e
-    except errors.HFValidationError as e:
-        raise UserError(f"{name!r} is neither a folder nor a valid hub id ({e})") from e
-    except (errors.HTTPError, OSError) as e:  # the former also for what breaks off in the middle of a download
-        reason = str(e).partition("\n")[0][:120]
-        raise UserError(
-            f"{name} is not in the local hub cache and the hub could not be reached ({reason}); "
-            "download it where there is a network, or give a folder"
-        ) from e
-
-
-def read_hf_config(folder: Path) -> Any:
-    """The transformers config of a folder. Raises UserError: missing, broken, or of an unknown architecture."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no config.json; is it a Hugging Face checkpoint folder?")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}); download the file again") from e
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if kind not in families.FAMILIES:
-        raise UserError(
-            f"{path}: unknown architecture {kind!r}; supported are {', '.join(sorted(families.FAMILIES))} "
-            "(Qwen2/2.5, Llama 3, DeepSeek-LLM, Yi 1.5, Gemma 2, Mistral)"
-        )
-    # Asked of the file, because transformers fills in a base of its own where the file has none.
-    if not any(isinstance(p, dict) and p.get("rope_theta") for p in (raw, raw.get("rope_parameters"))):
-        raise UserError(f"{path} gives no rotary base; add the rope_theta that the checkpoint was trained with")
-    if raw.get("quantization_config"):
-        raise UserError(f"{path} is of a quantised checkpoint, which is not supported; use the float original")
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (KeyError, TypeError, ValueError, StrictDataclassError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{path} could not be read as a {kind} config ({reason}); compare it with the original") from e
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """HF tensor name → the safetensors file that holds it. Raises UserError for pickle-only or damaged folders."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            if not all(isinstance(f, str) and Path(f).name == f for f in weight_map.values()):
-                raise ValueError("weight_map must give a file of this folder for each tensor")
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{index} is damaged ({e}); download the file again") from e
-        missing = sorted({f for f in weight_map.values() if not (folder / f).is_file()})
-        if missing:
-            raise UserError(f"{folder} lacks {', '.join(missing)}, which its index names; download it again")
-        return {name: folder / file for name, file in weight_map.items()}
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-        if pickled:
-            raise UserError(
-                f"{folder} holds only pickle weights ({pickled[0]}), which are never loaded; convert them to "
-                "safetensors first (transformers: save_pretrained)"
-            )
-        raise UserError(f"{folder} holds no model*.safetensors; is the download complete?")
-    found: dict[str, Path] = {}
-    for file in files:
-        with stored.open_tensors(file) as there:
-            for name in there:
-                if name in found:
-                    raise UserError(f"tensor {name} stands in both {found[name].name} and {file.name}; remove one file")
-                found[name] = file
-    return found
 
 
 def hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -181,8 +75,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads a folder or hub id in `dtype` ("float32" or "bfloat16") onto `mesh` (default: the first device).
 
-    With a folder `param_cache` the parameters are taken from there when the checkpoint's files are still the same, else
-    left there for the next time (see `models.param_cache`). Several processes do without it.
+    With a folder `param_cache` the parameters are taken from there when the checkpoint is still the same, else left
+    there for the next time (see `models.param_cache`). Several processes do without it.
 
     Raises UserError: no such checkpoint, unknown architecture, missing, extra, misshapen, truncated or NaN tensors.
     """
@@ -190,24 +84,35 @@ def load_checkpoint(
         raise UserError(f"dtype {dtype!r} is unknown; use float32 or bfloat16")
     mesh = make_mesh() if mesh is None else mesh
     folder = find_folder(name, revision, offline)
-    hf = read_hf_config(folder)
+    refuse_foreign(folder)
+    hf, notes = hf_config.read(folder)
     config = families.decoder_config(hf)
-    names = families.FAMILIES[config.family].tensor_names(config)
-    shapes = param_shapes(config, DTYPES[dtype])
-    files = tensor_files(folder)
-    _check_names(folder, config, names, files)
+    files, index, more = weight_files(folder)
+    notes += more
+    with stored.open_all(files) as held:
+        if index is not None:
+            check_index(index, held)
+        tensors, more = tensor_names.canonical(held, config)
+        notes += more
+        config, tensors, more = tensor_names.resolve_head(config, tensors)
+        notes += more
+        names = families.FAMILIES[config.family].tensor_names(config)
+        tensor_names.check(folder, config, names, tensors)
+        shapes = param_shapes(config, DTYPES[dtype])
+        wanted = {
+            path: _checked(tensor, tensors[tensor], hf_shape(path, shapes[path].shape))
+            for tensor, path in names.items()
+        }
+        digests, more = _digests(wanted)
+        notes += more
+        fingerprint = _fingerprint(config, digests)
+        if param_cache and processes.count() == 1:
+            from mood_jax.models import param_cache as cached  # Orbax takes a second to import
 
-    def load() -> tuple[dict[str, jax.Array], str]:
-        params, digests = _read(files, names, shapes, mesh)
-        return params, _fingerprint(config, digests)
-
-    if param_cache and processes.count() == 1:
-        from mood_jax.models import param_cache as cached  # Orbax takes a second to import
-
-        place = cached.entry(param_cache, folder, [files[t] for t in names], dtype)
-        params, fingerprint = cached.restored(place, shapes, mesh, load)
-    else:
-        params, fingerprint = load()
+            place = cached.entry(param_cache, fingerprint, files, dtype)
+            params = cached.restored(place, shapes, mesh, lambda: _read(wanted, shapes, mesh))
+        else:
+            params = _read(wanted, shapes, mesh)
     return Checkpoint(
         name=name,
         folder=folder,
@@ -217,77 +122,57 @@ def load_checkpoint(
         mesh=mesh,
         dtype=dtype,
         fingerprint=fingerprint,
+        notes=notes,
     )
 
 
 def _read(
-    files: Mapping[str, Path], names: Mapping[str, str], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
-) -> tuple[dict[str, jax.Array], dict[str, str]]:
-    """Every parameter on its devices, and the digest of its tensor, by path."""
+    tensors: Mapping[str, StoredTensor], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Every parameter on its devices, by path; a file at a time, in the order of its bytes."""
     params: dict[str, jax.Array] = {}
-    digests: dict[str, str] = {}
-    by_file: dict[Path, list[str]] = {}
-    for tensor in names:
-        by_file.setdefault(files[tensor], []).append(tensor)
-    for file, tensors in sorted(by_file.items()):
-        waiting = 0
-        with stored.open_tensors(file) as there:
-            for tensor in tensors:
-                path = names[tensor]
-                found = _checked(file, tensor, there, hf_shape(path, shapes[path].shape))
-                digests[path] = found.digest()
-                params[path] = _place(found, shapes[path], mesh, path)
-                waiting += found.size
-                if waiting > IN_FLIGHT:
-                    jax.block_until_ready(params[path])
-                    waiting = 0
-    return params, digests
+    waiting = 0
+    for path, tensor in sorted(tensors.items(), key=lambda item: (item[1].file, item[1].begin)):
+        params[path] = _place(tensor, shapes[path], mesh, path)
+        waiting += tensor.size
+        if waiting > IN_FLIGHT:
+            jax.block_until_ready(params[path])
+            waiting = 0
+    return params
 
 
-def _checked(file: Path, tensor: str, there: Mapping[str, StoredTensor], shape: tuple[int, ...]) -> StoredTensor:
-    """The tensor of an open file. Raises UserError where it is not there, misshapen or no float."""
-    if tensor not in there:
-        raise UserError(f"{file} lacks the tensor {tensor}, which the index puts there; download it again")
-    found = there[tensor]
+def _checked(name: str, found: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
+    """The tensor. Raises UserError where it is misshapen or no float."""
     if found.shape != shape:
         raise UserError(
-            f"{file.name}: tensor {tensor} has shape {found.shape}, and the config asks for {shape}; config.json and "
-            "weights do not belong together"
+            f"{found.file.name}: tensor {name} has shape {found.shape}, and the config asks for {shape}; config.json "
+            "and weights do not belong together"
         )
     if found.kind not in stored.DTYPES:
         raise UserError(
-            f"{file.name}: tensor {tensor} is {found.kind}; quantised checkpoints are not supported, use the float "
+            f"{found.file.name}: tensor {name} is {found.kind}; quantised checkpoints are not supported, use the float "
             "original"
         )
     return found
 
 
-def _check_names(folder: Path, config: DecoderConfig, names: Mapping[str, str], files: Mapping[str, Path]) -> None:
-    missing = [n for n in names if n not in files]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{folder} lacks the tensor {missing[0]}{more}; the checkpoint is incomplete")
-    extra = [n for n in files if n not in names and not n.endswith(DERIVED_SUFFIXES)]
-    if config.tied and "lm_head.weight" in extra:
-        extra.remove("lm_head.weight")
-        _check_tied_copy(files)
-    if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise UserError(
-            f"{files[extra[0]].name} holds the tensor {extra[0]}{more}, for which a {config.family} decoder with this "
-            "config has no place; config.json and weights do not belong together"
-        )
-
-
-def _check_tied_copy(files: Mapping[str, Path]) -> None:
-    """A tied head that is stored nevertheless must be the embedding, or a reader would silently ignore it."""
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    with stored.open_tensors(files[head]) as a, stored.open_tensors(files[embedding]) as b:
-        if a[head].kind not in stored.DTYPES or not a[head].equals(b[embedding]):
-            raise UserError(
-                "config.json ties the output head to the embedding, but the file holds another lm_head.weight; "
-                "set tie_word_embeddings to false in config.json"
-            )
+def _digests(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The digest of every tensor by path, and a note on matrices of which much is 0, as after a broken download."""
+    digests: dict[str, str] = {}
+    odd: list[StoredTensor] = []
+    for path, tensor in tensors.items():
+        sample = tensor.sample()
+        digests[path] = tensor.digest(sample)
+        share = sum(not piece.strip(b"\0") for piece in sample) / len(sample)
+        if len(tensor.shape) == 2 and share >= (ZEROS if path.startswith("block_") else ZEROS_OF_EMBEDDING):
+            odd.append(tensor)
+    if not odd:
+        return digests, ()
+    more = f" and {len(odd) - 1} more tensors hold" if len(odd) > 1 else " holds"
+    return digests, (
+        f"{odd[0].name} ({odd[0].file.name}){more} long stretches of zeros, as after a broken download: compare the "
+        "file's checksum with the original's",
+    )
 
 
 def _place(tensor: StoredTensor, like: jax.ShapeDtypeStruct, mesh: Mesh, path: str) -> jax.Array:

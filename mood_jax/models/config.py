@@ -8,15 +8,21 @@ Axis letters used in every module of this package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from mood_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding. `kind` is "default", "linear" or "llama3"; the last four fields belong to the latter two."""
+    """Rotary embedding. `kind` is "default", "linear" or "llama3"; the four fields after it belong to the latter two.
+
+    `limit` is the longest text for which the frequencies hold (dynamic NTK scaling), None where any length is right. It
+    is no part of the representation, hence of no fingerprint: within it the numbers are those of the plain kind.
+    """
 
     theta: float
     kind: Literal["default", "linear", "llama3"] = "default"
@@ -24,6 +30,7 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
+    limit: int | None = field(default=None, repr=False)
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Angular frequency per pair of dimensions, float32 [H/2].
@@ -87,6 +94,14 @@ class DecoderConfig:
     def sites(self) -> tuple[str, ...]:
         """Every site of this model in reading order: embed, resid_post@0 … resid_post@L−1, final_norm."""
         return ("embed", *(f"resid_post@{k}" for k in range(self.n_layers)), "final_norm")
+
+    def check_length(self, tokens: int) -> None:
+        """Raises UserError for a text of more tokens than the rotary embedding holds for."""
+        if self.rope.limit is not None and tokens > self.rope.limit:
+            raise UserError(
+                f"a text of {tokens} tokens is longer than {self.rope.limit}, beyond which the model's dynamic rotary "
+                "scaling changes every state; that is not supported: shorten the text"
+            )
 
     @property
     def n_params(self) -> int:

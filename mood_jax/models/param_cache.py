@@ -1,8 +1,10 @@
 """Parameters as they lie on their devices, kept with Orbax, so that the next start converts nothing.
 
-An entry belongs to the checkpoint's very files (names, sizes, times of change), its config.json and the dtype, and may
-be restored onto any mesh. Its record, about.json, is written last: the size of every file of Orbax' and a checksum of
-every parameter. An entry without it, or with anything that differs, is told on stderr and made anew, never used.
+An entry belongs to a fingerprint (config and sampled digest of every tensor, which loading makes anyway) and a dtype,
+and may be restored onto any mesh. Since a digest is of a sample, the entry also knows the files it was made of: where
+they were written again, it is made again, even if the sample is the same. Its record, about.json, is written last: the
+size of every file of Orbax' and a checksum of every parameter. An entry without it, or with anything that differs, is
+named on stderr and made again, never used.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from jax.sharding import Mesh
 from mood_jax.models.sharding import param_sharding
 
 RECORD = "about.json"
-FORMAT = 1  # of the entries, and of how HF tensors become parameters: other numbers, other entries
+FORMAT = 2  # of the entries, and of how HF tensors become parameters: other numbers, other entries
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,36 @@ class Entry:
     key: dict[str, Any]
 
 
-def entry(cache: str | Path, folder: Path, files: Iterable[Path], dtype: str) -> Entry:
-    """The place of a checkpoint folder's parameters in `dtype`."""
-    key = {
-        "format": FORMAT,
-        "dtype": dtype,
-        "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
-        "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(set(files))],
-    }
+def entry(cache: str | Path, fingerprint: str, files: Iterable[Path], dtype: str) -> Entry:
+    """The place of the parameters of a fingerprint in `dtype`, and what is known of the files they come from."""
+    key = {"format": FORMAT, "dtype": dtype, "fingerprint": fingerprint}
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return Entry(Path(cache).expanduser().absolute() / name, key)
+    written = [_written(f) for f in sorted(set(files))]
+    return Entry(Path(cache).expanduser().absolute() / name, key | {"files": written})
+
+
+def _written(file: Path) -> list[Any]:
+    """What changes when a file is written: no tool can set the time of the last change of its inode back."""
+    about = file.stat()
+    return [file.name, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
 
 def restored(
     place: Entry,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     mesh: Mesh,
-    load: Callable[[], tuple[dict[str, jax.Array], str]],
-) -> tuple[dict[str, jax.Array], str]:
-    """The parameters by path and the fingerprint from their entry, or as `load` gives them, which then makes it."""
+    load: Callable[[], dict[str, jax.Array]],
+) -> dict[str, jax.Array]:
+    """The parameters by path from their entry, or as `load` gives them, which then makes it."""
     found = restore(place, shapes, mesh)
     if found is None:
         found = load()
-        save(place, *found)
+        save(place, found)
     return found
 
 
-def restore(
-    place: Entry, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
-) -> tuple[dict[str, jax.Array], str] | None:
-    """The parameters by path, straight to their shards, and the checkpoint's fingerprint; None where there are none."""
+def restore(place: Entry, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.Array] | None:
+    """The parameters by path, straight to their shards; None where there are none."""
     if not place.folder.is_dir():
         return None
     wanted = {
@@ -77,7 +79,7 @@ def restore(
     try:
         about = json.loads((place.folder / RECORD).read_text(encoding="utf-8"))
         if about["key"] != place.key:
-            raise ValueError("it belongs to other files")
+            raise ValueError("the checkpoint's files were written again")
         if about["sizes"] != _sizes(place.folder):
             raise ValueError("a file is missing or has another size")
         arguments = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
@@ -86,7 +88,7 @@ def restore(
         sums = _checksums(params)
         if broken := [path for path in shapes if sums[path] != about["checksums"][path]]:
             raise ValueError(f"the checksum of {broken[0]} differs")
-        return params, str(about["fingerprint"])
+        return params
     except Exception as e:  # whatever Orbax and TensorStore make of a damaged entry
         reason = " ".join(str(e).split())[:160]
         print(f"{place.folder} is made again: {type(e).__name__}: {reason}", file=sys.stderr, flush=True)
@@ -94,9 +96,9 @@ def restore(
         return None
 
 
-def save(place: Entry, params: Mapping[str, jax.Array], fingerprint: str) -> None:
+def save(place: Entry, params: Mapping[str, jax.Array]) -> None:
     """Makes the entry; where it cannot be written, a line on stderr says so."""
-    about = {"key": place.key, "fingerprint": fingerprint, "checksums": _checksums(params)}
+    about = {"key": place.key, "checksums": _checksums(params)}
     try:
         with _checkpointer() as orbax:
             orbax.save(place.folder, ocp.args.PyTreeSave(dict(params)))

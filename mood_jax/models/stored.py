@@ -85,27 +85,40 @@ class StoredTensor:
                     _convert(source, part[start - b[0][0] : stop - b[0][0]])
         return out
 
-    def digest(self) -> str:
-        """As `digest`, of what is stored."""
+    def sample(self) -> list[bytes]:
+        """Up to 64 KiB of what is stored, in evenly spaced pieces."""
 
         def read(start: int, stop: int) -> bytes:
             out = np.empty(stop - start, np.uint8)
             self.read(start, out)
             return out.tobytes()
 
-        return _digest(self.dtype, self.shape, self.size, read)
+        return _sample(self.size, read)
 
-    def equals(self, other: StoredTensor) -> bool:
-        """The same kind, shape and numbers?"""
-        if (self.kind, self.shape) != (other.kind, other.shape):
+    def digest(self, sample: Sequence[bytes] | None = None) -> str:
+        """As `digest`, of what is stored; `sample` where it has been read already."""
+        return _digest(self.dtype, self.shape, self.sample() if sample is None else sample)
+
+    def equals(self, other: StoredTensor, dtype: Any = np.float32) -> bool:
+        """The same shape, and the same numbers once both are in `dtype`? NaN equals NaN."""
+        if self.shape != other.shape:
             return False
-        for start in range(0, self.size, PIECE):
-            a, b = (np.empty(min(PIECE, self.size - start), np.uint8) for _ in range(2))
-            self.read(start, a)
-            other.read(start, b)
-            if not np.array_equal(a.view(self.dtype), b.view(self.dtype)):
+        count, step = int(np.prod(self.shape)), PIECE // 8
+        for start in range(0, count, step):
+            a, b = (t._numbers(start, min(step, count - start), dtype) for t in (self, other))
+            if not np.array_equal(a, b, equal_nan=True):
                 return False
         return True
+
+    def rounds_to(self, other: StoredTensor) -> bool:
+        """Is one of the two the other, rounded to its own dtype?"""
+        return self.equals(other, self.dtype) or self.equals(other, other.dtype)
+
+    def _numbers(self, start: int, count: int, dtype: Any) -> np.ndarray:
+        raw = np.empty(count, self.dtype)
+        self.read(start * self.dtype.itemsize, raw)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return raw.astype(dtype).astype(np.float64)
 
 
 def _empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
@@ -156,18 +169,37 @@ def open_tensors(file: Path) -> Iterator[dict[str, StoredTensor]]:
         yield found
 
 
+@contextlib.contextmanager
+def open_all(files: Sequence[Path]) -> Iterator[dict[str, StoredTensor]]:
+    """The tensors of all files by name. Raises UserError also when a name stands in two of them."""
+    found: dict[str, StoredTensor] = {}
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            for name, tensor in stack.enter_context(open_tensors(file)).items():
+                if name in found:
+                    raise UserError(
+                        f"tensor {name} stands in both {found[name].file.name} and {file.name}, of one set of files; "
+                        "download the checkpoint again"
+                    )
+                found[name] = tensor
+        yield found
+
+
 def digest(value: np.ndarray) -> str:
     """sha256 of dtype, shape and up to 64 KiB of the tensor's bytes, in 64 evenly spaced pieces."""
     raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-    return _digest(value.dtype, value.shape, raw.size, lambda start, stop: raw[start:stop].tobytes())
+    return _digest(value.dtype, value.shape, _sample(raw.size, lambda start, stop: raw[start:stop].tobytes()))
 
 
-def _digest(dtype: np.dtype, shape: tuple[int, ...], size: int, read: Callable[[int, int], bytes]) -> str:
-    h = hashlib.sha256(f"{dtype} {shape} ".encode())
+def _sample(size: int, read: Callable[[int, int], bytes]) -> list[bytes]:
     if size <= SAMPLE_BYTES:
-        h.update(read(0, size))
-    else:
-        piece = SAMPLE_BYTES // 64
-        for start in np.linspace(0, size - piece, 64).astype(np.int64).tolist():
-            h.update(read(start, start + piece))
+        return [read(0, size)]
+    piece = SAMPLE_BYTES // 64
+    return [read(start, start + piece) for start in np.linspace(0, size - piece, 64).astype(np.int64).tolist()]
+
+
+def _digest(dtype: np.dtype, shape: tuple[int, ...], sample: Sequence[bytes]) -> str:
+    h = hashlib.sha256(f"{dtype} {shape} ".encode())
+    for piece in sample:
+        h.update(piece)
     return h.hexdigest()

@@ -284,9 +284,17 @@ def test_the_hub_is_asked_for_the_revision_and_never_for_pickle(monkeypatch, lla
 
     wanted = ["config.json", "generation_config.json", "model.safetensors", "model-00001-of-00004.safetensors"]
     wanted += ["model.safetensors.index.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    wanted += ["special_tokens_map.json", "chat_template.jinja"]
+    wanted += ["special_tokens_map.json", "chat_template.jinja", "chat_template.json", "tool_use.jinja"]
+    wanted += ["additional_chat_templates/rag.jinja", "adapter_config.json", "modules.json", "hf_quant_config.json"]
     unwanted = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth"]
-    unwanted += ["consolidated.safetensors", "modeling_custom.py", "original/params.json", "model.gguf"]
+    unwanted += [
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+        "consolidated.safetensors",
+        "modeling_custom.py",
+        "original/params.json",
+        "model.gguf",
+    ]
     for file in wanted + unwanted:
         assert any(fnmatch(file, p) for p in asked["allow_patterns"]) == (file in wanted), file
 

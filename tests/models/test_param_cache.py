@@ -1,4 +1,4 @@
-"""The cache of converted parameters: the same bytes and fingerprint, or an entry made anew. (Meshes: test_sharding.)"""
+"""The cache of converted parameters: the same bytes and fingerprint, or an entry made again (meshes: test_sharding)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from mood_jax.models import checkpoint as ckpt
 from mood_jax.models import param_cache
 from mood_jax.models.checkpoint import Checkpoint, load_checkpoint
+from mood_jax.models.stored import digest
 from tests.models.corrupt import QUERY, edit, edit_config
+from tests.parity.hf_models import save, tiny
 
 
 @pytest.fixture
@@ -55,6 +57,68 @@ def test_an_entry_per_checkpoint_and_dtype(copy, tmp_path, read, capsys):
     assert load_checkpoint(str(copy), dtype="float32", param_cache=cache).config.norm_eps == 2e-5
     assert len(entries(cache)) == 4
     assert capsys.readouterr().err == ""
+
+
+def keeping_times(file: Path, change) -> None:
+    """Changes a file and sets size and time of the last change back, as rsync -t and reproducible images do."""
+    before = file.stat()
+    change()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("how", ["replaced", "one number", "a row that no sample sees", "another shard"])
+def test_other_weights_of_equal_size_and_time_are_read(tmp_path, how, dtype, rng):
+    """Against loading without a cache; "a row" also keeps the fingerprint, which is of a sample."""
+    shards = 2 if how == "another shard" else 1
+    folder = save(tiny("llama", seed=0, hidden_size=128)[0], tmp_path / "folder", shards)
+    file = sorted(folder.glob("model*.safetensors"))[-1]
+    before = load_checkpoint(str(folder), dtype=dtype, param_cache=tmp_path / "cache")
+    tensors = load_file(file)
+
+    def change() -> None:
+        if how in ("replaced", "another shard"):
+            other = save(tiny("llama", seed=1, hidden_size=128)[0], tmp_path / "other", shards)
+            shutil.copyfile(other / file.name, file)
+            return
+        if how == "one number":
+            tensors["model.norm.weight"][int(rng.integers(128))] += 1
+        else:
+            value = tensors["model.embed_tokens.weight"]
+            rows = [r for r in range(len(value)) if digest(_with_row(value, r)) == digest(value)]
+            tensors["model.embed_tokens.weight"] = _with_row(value, int(rng.choice(rows)))
+        save_file(tensors, file, {"format": "pt"})
+
+    keeping_times(file, change)
+    want = load_checkpoint(str(folder), dtype=dtype)
+    found = load_checkpoint(str(folder), dtype=dtype, param_cache=tmp_path / "cache")
+    same(want, found)
+    assert (found.fingerprint == before.fingerprint) == (how == "a row that no sample sees")
+    same(want, load_checkpoint(str(folder), dtype=dtype, param_cache=tmp_path / "cache"))
+
+
+def _with_row(value: np.ndarray, row: int) -> np.ndarray:
+    changed = value.copy()
+    changed[row] += 1
+    return changed
+
+
+def test_an_entry_is_found_by_content(llama, tmp_path, read, capsys):
+    """Files written again are read again, and their entry is replaced; a config of the same numbers changes nothing."""
+    folder = Path(shutil.copytree(llama, tmp_path / "copy"))
+    cache = tmp_path / "cache"
+    first = load_checkpoint(str(folder), dtype="float32", param_cache=cache)
+    edit_config(folder, torch_dtype="auto", transformers_version="4.0.0")
+    same(first, load_checkpoint(str(folder), dtype="float32", param_cache=cache))
+    assert len(read) == 1
+    (folder / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    for _ in range(2):
+        same(first, load_checkpoint(str(folder), dtype="float32", param_cache=cache))
+    assert len(read) == 2
+    assert len(entries(cache)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the checkpoint's files were written again" in line
 
 
 def largest(folder: Path) -> Path:

@@ -22,11 +22,14 @@ NORMS = {
 def decoder_config(hf: Any) -> DecoderConfig:
     if hf.use_bidirectional_attention:
         raise UserError("config.json: use_bidirectional_attention is set; only causal Gemma 2 models are supported")
-    if hf.query_pre_attn_scalar <= 0:
-        raise UserError(f"config.json: query_pre_attn_scalar is {hf.query_pre_attn_scalar}; it must be positive")
+    if not common.is_number(hf.query_pre_attn_scalar) or hf.query_pre_attn_scalar <= 0:
+        raise UserError(
+            f"config.json: query_pre_attn_scalar is {hf.query_pre_attn_scalar}; it must be positive: compare it with "
+            "the original"
+        )
     return DecoderConfig(
         family=MODEL_TYPE,
-        head_dim=hf.head_dim,
+        head_dim=common.head_dim(hf),
         query_scale=hf.query_pre_attn_scalar**-0.5,
         windows=common.layer_type_windows(hf),
         activation=common.activation(hf.hidden_activation),

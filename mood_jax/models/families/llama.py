@@ -11,10 +11,11 @@ MODEL_TYPE = "llama"
 
 
 def decoder_config(hf: Any) -> DecoderConfig:
+    head_dim = common.head_dim(hf)
     return DecoderConfig(
         family=MODEL_TYPE,
-        head_dim=hf.head_dim,
-        query_scale=hf.head_dim**-0.5,
+        head_dim=head_dim,
+        query_scale=head_dim**-0.5,
         windows=(None,) * hf.num_hidden_layers,
         activation=common.activation(hf.hidden_act),
         qkv_bias=hf.attention_bias,

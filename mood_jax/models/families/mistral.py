@@ -1,4 +1,7 @@
-"""Mistral: v0.1 (window of 4 096 in every block), v0.2 and v0.3 (no window), Nemo (head size ≠ D / N)."""
+"""Mistral: v0.1 (window of 4 096 in every block), v0.2 and v0.3 (no window), Nemo (head size ≠ D / N).
+
+A config with `layer_types` has windows in some blocks only; transformers calls that Ministral and computes the same.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ MODEL_TYPE = "mistral"
 
 
 def decoder_config(hf: Any) -> DecoderConfig:
+    head_dim = common.head_dim(hf)
+    alternating = vars(hf).get("layer_types") is not None
     return DecoderConfig(
         family=MODEL_TYPE,
-        head_dim=hf.head_dim,
-        query_scale=hf.head_dim**-0.5,
-        windows=(common.window(hf),) * hf.num_hidden_layers,
+        head_dim=head_dim,
+        query_scale=head_dim**-0.5,
+        windows=common.layer_type_windows(hf) if alternating else (common.window(hf),) * hf.num_hidden_layers,
         activation=common.activation(hf.hidden_act),
         **common.sizes(hf),
     )

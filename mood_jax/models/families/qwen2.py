@@ -11,8 +11,7 @@ MODEL_TYPE = "qwen2"
 
 
 def decoder_config(hf: Any) -> DecoderConfig:
-    # Qwen2Config declares no head size, but its attention honours one that config.json adds.
-    head_dim = vars(hf).get("head_dim") or hf.hidden_size // hf.num_attention_heads
+    head_dim = common.head_dim(hf)
     return DecoderConfig(
         family=MODEL_TYPE,
         head_dim=head_dim,
