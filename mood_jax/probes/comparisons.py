@@ -122,10 +122,10 @@ def clustered_correlation(
 
 def _centred_ranks(x: np.ndarray) -> np.ndarray:
     """Ranks of x [n], of tied ones the mean, minus the mean rank; zeros where x varies by no more than rounding."""
-    values = x.astype(np.float64)
-    if np.ptp(values) <= _ROUNDINGS * inputs.eps(x.dtype) * np.abs(values).max():
+    found, code, count = np.unique(x, return_inverse=True, return_counts=True)
+    values = found.astype(np.float64)
+    if len(found) == 1 or (values[-1] - values[0] <= _ROUNDINGS * inputs.eps(x.dtype) * np.abs(values).max() > 0):
         return np.zeros(len(x))
-    _, code, count = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return (last - 0.5 * (count - 1))[code.reshape(-1)] - 0.5 * (len(x) + 1)
 

@@ -108,8 +108,10 @@ def directions32(name: str, x: Any, *, ndim: int = 1, rows: int | None = None) -
 
 
 def eps(dtype: Any) -> float:
-    """The rounding unit of a dtype, relative to a value; 0 for integers."""
-    return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, np.floating) else 0.0
+    """The rounding unit of results in a dtype, relative to their size: 0 for integers, and float32's for narrower ones,
+    whose values are taken as they are."""
+    single = float(_FLOAT32.eps)
+    return min(float(jnp.finfo(dtype).eps), single) if jnp.issubdtype(dtype, np.floating) else 0.0
 
 
 def signs(x: Any, rows: int | None = None, *, name: str = "sign", both: bool = True) -> Any:

@@ -61,9 +61,11 @@ def verdict(
     """
     numbers = {"auc": auc, "p_holm": p_holm, "length_auc": length_auc}
     _check(**numbers, residual_auc=residual_auc, residual_p=residual_p)
-    _check_intervals(auc_ci95=auc_ci95, residual_ci95=residual_ci95, in_context_ci95=in_context_ci95)
+    _check_intervals(auc_ci95=auc_ci95, residual_ci95=residual_ci95)
     if in_context_auc is not None:
         _check(in_context_auc=in_context_auc)
+    if in_context_ci95 is not None:
+        _check_intervals(in_context_ci95=in_context_ci95)
     if not ok:
         return Verdict("no variance", "the states of the two poles have no difference to point along")
     if auc_ci95[0] > CHANCE and p_holm < ALPHA:
@@ -143,7 +145,7 @@ def _check(**shares: float) -> None:
         inputs.number(name, value, 0, 1 + _ROUNDING)
 
 
-def _check_intervals(**intervals: Sequence[float] | None) -> None:
+def _check_intervals(**intervals: Sequence[float]) -> None:
     for name, ends in intervals.items():
-        if ends is not None and (len(inputs.floats(name, ends)) != 2 or ends[0] > ends[1]):
+        if len(inputs.floats(name, ends)) != 2 or ends[0] > ends[1]:
             raise UserError(f"{name} is {list(ends)}; give its lower and its upper end")
