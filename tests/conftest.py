@@ -61,7 +61,11 @@ MOST_MAPS = 25_000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first."""
+    """The longest files first; tests marked `slow` only with MOOD_JAX_SLOW=1."""
+    if os.environ.get("MOOD_JAX_SLOW") != "1":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; set MOOD_JAX_SLOW=1"))
     place = {str(ROOT / "tests" / name): k for k, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(str(item.path), len(LONG)))
 
