@@ -27,13 +27,13 @@ def traced(*xs: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(xs))
 
 
-def numbers(name: str, x: Any, *, ndim: int = 1, least: int = 0, rows: int | None = None) -> Any:
+def numbers(name: str, x: Any, *, ndim: int | None = 1, least: int = 0, rows: int | None = None) -> Any:
     """Finite real numbers in the dtype they came in (exact: nothing is narrowed), as a NumPy array.
 
     Args:
       name: of the argument, for the line that refuses it.
       x: numbers; no bool, text, None, NaN, inf, complex or masked entry.
-      ndim: of the array.
+      ndim: of the array; None: any.
       least: fewest rows.
       rows: how many rows, if it is known from another argument.
     Raises:
@@ -54,11 +54,11 @@ def numbers(name: str, x: Any, *, ndim: int = 1, least: int = 0, rows: int | Non
         array = array.astype(np.float64)
     if not (jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)):
         raise UserError(f"{name} has entries that are no real numbers ({array.dtype}); give finite numbers alone")
-    if array.ndim != ndim:
+    if ndim is not None and array.ndim != ndim:
         raise UserError(f"{name} has {array.ndim} dimensions and needs {ndim}: its shape is {array.shape}")
     finite = np.isfinite(array.astype(np.float64))
     if not finite.all():
-        where = int(np.argwhere(~finite)[0, 0]) if ndim else 0
+        where = int(np.argwhere(~finite)[0, 0]) if array.ndim else 0
         raise UserError(f"{name} has {int((~finite).sum())} NaN or inf, the first in row {where}; leave them out")
     if rows is not None and len(array) != rows:
         raise UserError(f"{name} has {len(array)} rows and needs {rows}, one for each of the other arguments")
@@ -67,7 +67,7 @@ def numbers(name: str, x: Any, *, ndim: int = 1, least: int = 0, rows: int | Non
     return array
 
 
-def floats(name: str, x: Any, *, ndim: int = 1, least: int = 0, rows: int | None = None) -> Any:
+def floats(name: str, x: Any, *, ndim: int | None = 1, least: int = 0, rows: int | None = None) -> Any:
     """`numbers` in float64."""
     array = numbers(name, x, ndim=ndim, least=least, rows=rows)
     return array if traced(array) else array.astype(np.float64)
