@@ -142,8 +142,8 @@ def residualise(states: Any, covariates: Any, fit: Any) -> Any:
         states = states - vector[:, None] * product("n,nd->d", vector * use, states)[None, :]
     if len(basis) == 1:
         return states
-    left = largest(states) > (EXPLAINED if xp is jnp else 1e-10) * before
-    return xp.where(left[None, :], states, 0.0)
+    explained = (before > 0) & (largest(states) <= (EXPLAINED if xp is jnp else 1e-10) * before)
+    return xp.where(explained[None, :], 0.0, states)
 
 
 def map_in_batches(function: Callable[[jax.Array], jax.Array], rows: jax.Array, batch: int) -> jax.Array:

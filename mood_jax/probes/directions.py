@@ -47,17 +47,19 @@ class Estimator(Protocol):
 
 
 class Samples(NamedTuple):
-    """States [n, d] about their medians and in units of 2^exponent (traced ones about their first row, exponent 0), how
-    often each counts in which pole [n], and the spread and the folds [n] that came with them."""
+    """States [n, d] about their medians and in units of 2^exponent (traced ones as they came, exponent None), how often
+    each counts in which pole [n], and the spread and the folds [n] that came with them."""
 
     states: jax.Array
     sign: jax.Array
-    spread: jax.Array | float | None
-    fold: jax.Array | None
-    exponent: int
+    spread: Any
+    fold: Any
+    exponent: Any
 
 
-def samples(states: Any, sign: Any, spread: Any = None, fold: Any = None, *, weighted: bool = False) -> Samples:
+def samples(
+    states: Any, sign: Any, spread: Any = None, fold: Any = None, *, weighted: bool = False, each: bool = False
+) -> Samples:
     """What a caller gives to an estimator, checked and converted.
 
     Args:
@@ -65,6 +67,7 @@ def samples(states: Any, sign: Any, spread: Any = None, fold: Any = None, *, wei
       sign: [n] of +1 / −1, 0 = left out; both poles are there. With `weighted` also ±w, which counts w times.
       spread: a number above 0, or None.
       fold: [n] whole numbers, or None.
+      each: every column in a unit of its own, `exponent` [d]; not where a spread is given, which is of all columns.
     Raises:
       UserError: anything else.
     """
@@ -72,23 +75,25 @@ def samples(states: Any, sign: Any, spread: Any = None, fold: Any = None, *, wei
     checked = (weights if weighted else inputs.signs)(sign, len(h))
     if fold is not None:
         fold = whole("fold", fold, len(h))
-    if spread is not None and not 0 <= (spread := inputs.number("spread", spread)):
-        raise UserError(f"spread is {spread:g}; give the root mean squared distance of the states from their mean")
-    if inputs.traced(h):
-        return Samples(shifted(h), jnp.asarray(checked), spread, fold, 0)
-    h, exponent = relative(h)
+    spread = None if spread is None else inputs.number("spread", spread, 0.0)
+    if inputs.traced(h, checked, spread, fold):
+        h = jnp.asarray(h)
+        return Samples(h.astype(jnp.promote_types(h.dtype, jnp.float32)), jnp.asarray(checked), spread, fold, None)
+    h, exponent = relative(h, checked != 0, each=each and spread is None)
     scaled = None if spread is None else np.float32(np.ldexp(spread, -exponent))
     return Samples(jnp.asarray(h), jnp.asarray(checked), scaled, fold, exponent)
 
 
-def relative(x: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers [n, d] about the medians of their columns, in units of 2^exponent, as float32; and the exponent.
+def relative(x: np.ndarray, used: np.ndarray, *, each: bool = False) -> tuple[np.ndarray, Any]:
+    """Numbers [n, d] about the medians of their columns over the `used` rows, in units of 2^exponent, as float32; and
+    the exponent, with `each` one of every column [d].
 
     Medians, since a first or a mean value may be an outlier, beside which float32 would not hold the others.
     """
     half = 0.5 * x.astype(np.float64)  # so that a difference of the two largest numbers is finite
-    half = half - np.median(half, axis=0, keepdims=True)
-    exponent = int(np.frexp(np.abs(half).max(initial=0.0))[1])
+    half = half - (np.median(half[used], axis=0, keepdims=True) if used.any() else 0.0)
+    largest = np.abs(half).max(axis=0, initial=0.0)
+    exponent = np.frexp(largest if each else largest.max(initial=0.0))[1]
     return np.ldexp(half, -exponent).astype(np.float32), exponent + 1
 
 
@@ -202,7 +207,8 @@ def fit_mean_difference(
     Raises:
       UserError: a pole without samples, signs that are none of −1, 0, 1, states that are no finite numbers.
     """
-    states, sign, spread, _, _ = samples(states, sign, spread, fold)
+    states, sign, spread, _, exponent = samples(states, sign, spread, fold)
+    states = shifted(states) if exponent is None else states  # given ones are about their medians
     spread = rms_spread(states, sign != 0) if spread is None else spread
     proportion = _proportion("trim", trim)
     difference = _trimmed_mean(states, proportion, sign > 0) - _trimmed_mean(states, proportion, sign < 0)
