@@ -9,10 +9,12 @@ resamples are vmapped over it.
     whitened.py     the mean difference through the inverse of the shrunk covariance within the poles
     estimators.py   the three estimators of a direction by name
     scores.py       projections and the scalings `iqr`, `article`, `pole`, `re_read`; clip rate
+    inputs.py       what a caller gives: checked once, converted without changing a value
     separation.py   AUC, d′, accuracies
     folds.py        question-grouped folds, and projections made comparable across them
     spans.py        what the Gram matrix of the samples is enough for: refits in n × n work
     resampling.py   held-out projections, question bootstrap, Holm, Benjamini–Hochberg
+    student.py      Student's t: the mean of few scores with its interval and p
     permutation.py  pole-swap permutation
     controls.py     length alone, taken out and matched, cut-off share, outlier coordinates, random directions
     words.py        the words of the responses as a probe
@@ -26,7 +28,7 @@ resamples are vmapped over it.
 
 A sample is left out by its sign and never by indexing, so unequal folds, unequal poles and questions without one pole
 share one compiled program. Nothing returns NaN on finite input: what cannot be computed is 0 (or chance) with a flag
-`ok`.
+`ok`. What is no number, label or id, and a pole that has no sample at all, is refused with one line (`UserError`).
 """
 
 from mood_jax.probes.comparisons import (
@@ -108,6 +110,7 @@ from mood_jax.probes.resampling import (
 )
 from mood_jax.probes.scores import Scale, Scaling, calibrate_scaling, clip_rate, project, score
 from mood_jax.probes.separation import auc, dprime, midpoint_accuracy, threshold_accuracy
+from mood_jax.probes.student import MeanInterval, mean_interval
 from mood_jax.probes.verdicts import Manipulation, Verdict, manipulation, verdict
 from mood_jax.probes.whitened import fit_whitened, ledoit_wolf, whitened_coefficients, within_gram
 from mood_jax.probes.words import bag_of_words_auc
@@ -126,6 +129,7 @@ __all__ = [
     "LogisticFit",
     "LogisticPath",
     "Manipulation",
+    "MeanInterval",
     "MeanSquares",
     "Overlap",
     "Ranked",
@@ -181,6 +185,7 @@ __all__ = [
     "manipulation",
     "mcnemar",
     "mean_difference",
+    "mean_interval",
     "mean_squares",
     "midpoint_accuracy",
     "newton",

@@ -6,12 +6,15 @@ stopped the response.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mood_jax.errors import UserError
+from mood_jax.probes import inputs
 from mood_jax.probes.arrays import einsum, map_in_batches
 from mood_jax.probes.directions import fit_mean_difference
 from mood_jax.probes.folds import TIE, encode, grouped_folds
@@ -27,10 +30,11 @@ from mood_jax.probes.resampling import (
     masked_variance,
     without_each_question,
 )
-from mood_jax.probes.separation import auc, pair_order, pole_weights, safe_ratio
+from mood_jax.probes.separation import auc, pair_order, pole_weights, safe_ratio, unit_scale
 from mood_jax.probes.spans import centred_gram, held_out_mean_difference, held_out_span, pole_contrast
 
 _DRAWS_AT_ONCE = 128
+_SAME = 1e-6  # AUCs nearer than this are the same number of pairs, rounded
 _UNTRIMMED = functools.partial(fit_mean_difference, trim=0.0)  # one object, so that one program serves every call
 # Two responses are of matched length when their token counts differ by at most this share of the longer one.
 MATCHED_WITHIN = 0.1
@@ -38,12 +42,15 @@ MATCHED_WITHIN = 0.1
 MATCHED_MIN = 5.0
 
 
-def length_covariates(n_tokens: jax.Array, cut: jax.Array) -> jax.Array:
+def length_covariates(n_tokens: Any, cut: Any) -> jax.Array:
     """[n, 3]: token count, its logarithm, cut-off indicator.
 
     The logarithm, because a state need not encode the count linearly (averages over tokens approach their limit as
     1/n).
     """
+    if not inputs.traced(n_tokens, cut):
+        n_tokens = _counts(n_tokens)
+        cut = inputs.flags("cut", cut, len(n_tokens))
     count = jnp.asarray(n_tokens, jnp.float32)
     columns = (count / jnp.maximum(jnp.max(count), 1.0), jnp.log1p(count), jnp.asarray(cut).astype(jnp.float32))
     return jnp.stack(columns, axis=1)
@@ -65,9 +72,10 @@ def length_only_auc(
       as `resampling.heldout`, and raw_auc: the AUC of the plain count, > .5 where the positive pole's responses are
       longer.
     """
-    count = jnp.asarray(n_tokens, jnp.float32)
+    count = inputs.floats("n_tokens", n_tokens)
+    sign = inputs.signs(sign, len(count))
     out = heldout(count[:, None], sign, question, k=k, seed=seed, n_boot=n_boot, estimator=_UNTRIMMED)
-    return out | {"raw_auc": auc(count, jnp.asarray(sign))}
+    return out | {"raw_auc": auc(count, sign)}
 
 
 def length_residualised(
@@ -88,7 +96,7 @@ def length_residualised(
     do: in many dimensions these are overfitted to the labels, and their chance correlation with length swamps the
     held-out residuals.)
     """
-    covariates = np.asarray(length_covariates(jnp.asarray(n_tokens), jnp.asarray(cut)))
+    covariates = np.asarray(length_covariates(n_tokens, cut))
     return heldout(states, sign, question, k=k, seed=seed, n_boot=n_boot, covariates=covariates)
 
 
@@ -213,23 +221,37 @@ def length_matched_auc(
     n_boot: int = 2000,
 ) -> dict:
     """`length_matched` of the held-out mean difference of one axis: states [n, d], the others [n]."""
-    fold, code = grouped_folds(question, k, seed), encode(question)
+    states = inputs.relative32("states", states, ndim=2)
+    sign = inputs.signs(sign, len(states))
+    code = encode(question, len(sign))
+    fold = grouped_folds(code, k, seed)
     return _length_matched(
-        jnp.asarray(states, jnp.float32),
-        jnp.asarray(sign, jnp.int32),
+        jnp.asarray(states),
+        jnp.asarray(sign),
         jnp.asarray(code),
         jnp.asarray(fold),
-        jnp.asarray(n_tokens, jnp.float32),
-        jnp.asarray(cut),
+        jnp.asarray(_counts(n_tokens, len(sign))),
+        jnp.asarray(inputs.flags("cut", cut, len(sign))),
         jax.random.key(seed),
         n_folds=int(fold.max()) + 1,
         n_questions=int(code.max()) + 1,
-        n_boot=n_boot,
+        n_boot=inputs.count("n_boot", n_boot),
     )
+
+
+def _counts(n_tokens: Any, rows: int | None = None) -> np.ndarray:
+    """Token counts, none of them negative."""
+    counts = inputs.floats32("n_tokens", n_tokens, rows=rows)
+    if (counts < 0).any():
+        raise UserError(f"n_tokens has the value {counts.min():g}; give counts of tokens")
+    return counts
 
 
 def cutoff_share(cut: jax.Array, sign: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Share of responses that the budget cut, in the positive and in the negative pole."""
+    if not inputs.traced(cut, sign):
+        cut = inputs.flags("cut", cut)
+        sign = inputs.signs(sign, len(cut))
     cut, sign = jnp.asarray(cut).astype(jnp.float32), jnp.asarray(sign)
     pos, neg = ((side * sign > 0).astype(jnp.float32) for side in (1, -1))
     return safe_ratio(jnp.sum(cut * pos), jnp.sum(pos), 0.0), safe_ratio(jnp.sum(cut * neg), jnp.sum(neg), 0.0)
@@ -238,7 +260,8 @@ def cutoff_share(cut: jax.Array, sign: jax.Array) -> tuple[jax.Array, jax.Array]
 def top_k_share(vector: jax.Array, k: int = 5) -> jax.Array:
     """Share of ‖v‖² in the k largest coordinates of v [d]; 0 for a zero vector. Near 1: a few outlier dimensions are
     the axis."""
-    squares = jnp.square(vector)
+    vector, k = jnp.asarray(inputs.directions32("vector", vector)), inputs.count("k", k)
+    squares = jnp.square(unit_scale(vector))
     return safe_ratio(jnp.sum(lax.top_k(squares, min(k, vector.shape[0]))[0]), jnp.sum(squares), 0.0)
 
 
@@ -276,8 +299,8 @@ def random_direction_aucs(
 
 
 def percentile_among(value: jax.Array, draws: jax.Array) -> jax.Array:
-    """Percentile (0–100) of a value among draws, ties counted half."""
-    return 100.0 * jnp.mean((draws < value) + 0.5 * (draws == value))
+    """Percentile (0–100) of an AUC among those of draws, ties counted half."""
+    return 100.0 * jnp.mean(0.5 * ((draws < value - _SAME).astype(jnp.float32) + (draws <= value + _SAME)))
 
 
 @functools.partial(jax.jit, static_argnames=("n_folds", "n_draws"))
@@ -299,14 +322,16 @@ def random_direction_percentile(
 
     Near the 100th: the axis separates better than directions of its size in the data do. In the middle: it does not.
     """
-    fold = grouped_folds(question, k, seed)
+    states = inputs.relative32("states", states, ndim=2)
+    sign, held_out_auc = inputs.signs(sign, len(states)), inputs.number("held_out_auc", held_out_auc, 0, 1)
+    fold = grouped_folds(encode(question, len(sign)), k, seed)
     draws = _random_directions(
-        jnp.asarray(states, jnp.float32),
-        jnp.asarray(sign, jnp.int32),
+        jnp.asarray(states),
+        jnp.asarray(sign),
         jnp.asarray(fold),
         jax.random.key(seed),
         n_folds=int(fold.max()) + 1,
-        n_draws=n_draws,
+        n_draws=inputs.count("n_draws", n_draws),
     )
     return float(percentile_among(jnp.float32(held_out_auc), draws))
 

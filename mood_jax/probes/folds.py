@@ -20,16 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from mood_jax.errors import UserError
-from mood_jax.probes.separation import pole_weights, safe_ratio
+from mood_jax.probes import inputs
+from mood_jax.probes.separation import pole_weights, safe_ratio, unit_scale
 
 # Standardised held-out projections nearer than this count as tied: equal samples may differ by rounding after a
 # matrix product.
 TIE = 5e-6
 
 
-def encode(question: Sequence | np.ndarray) -> np.ndarray:
-    """Any question ids [n] → int32 codes 0…Q−1 in the order of the sorted ids, so row order does not matter."""
-    return np.unique(np.asarray(question), return_inverse=True)[1].astype(np.int32).reshape(-1)
+def encode(question: Sequence | np.ndarray, rows: int | None = None) -> np.ndarray:
+    """Any question ids [n] → int32 codes 0…Q−1 in the order of the sorted ids, so row order does not matter.
+
+    Args:
+      rows: how many there are to be, if known.
+    Raises:
+      UserError: None, NaN, ids of several types, another number of rows.
+    """
+    return inputs.groups("question", question, rows)
 
 
 def grouped_folds(question: Sequence | np.ndarray, k: int = 5, seed: int = 0) -> np.ndarray:
@@ -39,9 +46,9 @@ def grouped_folds(question: Sequence | np.ndarray, k: int = 5, seed: int = 0) ->
     Deterministic in (set of question ids, k, seed). With fewer than k questions there is one fold per question.
 
     Raises:
-      UserError: fewer than two questions, or k < 2.
+      UserError: fewer than two questions, or k < 2; what `encode` refuses.
     """
-    code = encode(question)
+    code, k, seed = encode(question), inputs.count("k", k, 0), inputs.seed(seed)
     n_questions = int(code.max()) + 1 if code.size else 0
     if n_questions < 2 or k < 2:
         raise UserError(f"held-out evaluation needs 2 questions and 2 folds, not {n_questions} and {k}; add questions")
@@ -53,6 +60,7 @@ def grouped_folds(question: Sequence | np.ndarray, k: int = 5, seed: int = 0) ->
 
 def standardise(x: jax.Array, training: jax.Array) -> jax.Array:
     """(x − c)/s with the constants of the training samples `training` [n]: signs, 0 = not training."""
+    x = unit_scale(x)
     pos, neg, used = pole_weights(training)
     centre = 0.5 * (safe_ratio(jnp.sum(x * pos), jnp.sum(pos), 0.0) + safe_ratio(jnp.sum(x * neg), jnp.sum(neg), 0.0))
     sd = jnp.sqrt(safe_ratio(jnp.sum(jnp.square(x - centre) * used), jnp.sum(used), 0.0))

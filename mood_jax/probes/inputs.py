@@ -98,6 +98,22 @@ def relative32(name: str, x: Any, *, ndim: int = 1, least: int = 0, rows: int | 
     return np.ldexp(half, -exponent).astype(np.float32)
 
 
+def directions32(name: str, x: Any, *, ndim: int = 1, rows: int | None = None) -> Any:
+    """`numbers` over a power of two for each last axis, in float32: vectors of which only the direction counts."""
+    array = floats(name, x, ndim=ndim, rows=rows)
+    if traced(array):
+        return array
+    largest = np.abs(array).max(axis=-1, keepdims=True, initial=0.0)
+    return np.ldexp(array, -np.frexp(largest)[1]).astype(np.float32)
+
+
+def eps(dtype: Any) -> float:
+    """The rounding unit of results in a dtype, relative to their size: 0 for integers, and float32's for narrower ones,
+    whose values are taken as they are."""
+    single = float(_FLOAT32.eps)
+    return min(float(jnp.finfo(dtype).eps), single) if jnp.issubdtype(dtype, np.floating) else 0.0
+
+
 def signs(x: Any, rows: int | None = None, *, name: str = "sign", both: bool = True) -> Any:
     """Signs of the poles as int32: 1, −1, and 0 for a sample that is left out.
 

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mood_jax.probes import inputs
 from mood_jax.probes.arrays import map_in_batches
 from mood_jax.probes.folds import TIE, encode, grouped_folds
 from mood_jax.probes.separation import auc
 from mood_jax.probes.spans import centred_gram, held_out_mean_difference
 
 _PERMUTATIONS_AT_ONCE = 128
+_SAME = 1e-6  # AUCs nearer than this are the same number of pairs, rounded
 
 
 def pole_swaps(sign: np.ndarray, question: np.ndarray, n_perm: int = 2000, seed: int = 0) -> np.ndarray:
@@ -64,7 +66,7 @@ def swap_p(
         return auc(held_out_mean_difference(gram, swapped, fold, n_folds), swapped, TIE)
 
     values = map_in_batches(statistic, swaps, _PERMUTATIONS_AT_ONCE)
-    reached = valid & (values >= values[0] - 1e-6)
+    reached = valid & (values >= values[0] - _SAME)
     return jnp.sum(reached) / jnp.sum(valid), values[0]
 
 
@@ -75,7 +77,7 @@ def _swap_p(states, sign, question, fold, swaps, *, n_folds):
 
 
 def pole_swap_test(
-    states: jax.Array | np.ndarray,
+    states: Sequence | np.ndarray | jax.Array,
     sign: Sequence[int] | np.ndarray,
     question: Sequence | np.ndarray,
     n_perm: int = 2000,
@@ -87,12 +89,24 @@ def pole_swap_test(
 
     The statistic is the held-out AUC of the untrimmed mean difference, which needs the Gram matrix only.
 
+    Args:
+      states: [n, d] of any scale and offset.
+      sign: [n] of −1, 0 (left out), 1; both poles.
+      question: [n] ids.
+      n_perm: swaps that are drawn, where there are more to enumerate.
+      seed: of swaps and folds.
+      k: folds.
     Returns:
       p, auc (the observed statistic), n (swaps beside the identity), exact (all swaps were enumerated).
+    Raises:
+      UserError: as of `resampling.heldout`.
     """
-    code, fold, sign = encode(question), grouped_folds(question, k, seed), np.asarray(sign, np.int32)
+    states = inputs.relative32("states", states, ndim=2)
+    sign = np.asarray(inputs.signs(sign, len(states)))
+    code, n_perm = encode(question, len(sign)), inputs.count("n_perm", n_perm)
+    fold = grouped_folds(code, k, seed)
     swaps = pole_swaps(sign, code, n_perm, seed)
     p, observed = _swap_p(
-        jnp.asarray(states, jnp.float32), jnp.asarray(sign), code, fold, jnp.asarray(swaps), n_folds=int(fold.max()) + 1
+        jnp.asarray(states), jnp.asarray(sign), code, fold, jnp.asarray(swaps), n_folds=int(fold.max()) + 1
     )
     return {"p": float(p), "auc": float(observed), "n": len(swaps) - 1, "exact": len(swaps) <= n_perm}

@@ -7,6 +7,9 @@ weights.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mood_jax.errors import UserError
+from mood_jax.probes import inputs
+
 # The lower end of a 95 % interval has to clear chance, and the pole swap decides beside it: an interval errs by its own
 # estimate of the error, an exchange of the poles does not.
 CHANCE = 0.5
@@ -16,6 +19,7 @@ ALPHA = 0.05
 # In context, an AUC from here on counts as separating when no interval is given: 2 standard errors of a chance AUC with
 # 30 + 30 samples, √((n₊+n₋+1)/(12 n₊n₋)) = .075.
 LEAK_AUC = 0.65
+_ROUNDING = 1e-6  # shares come in float32
 
 
 class Verdict(NamedTuple):
@@ -52,7 +56,16 @@ def verdict(
       "real": above chance re-read, and still so after length is taken out. "length": above chance only with length in
       it. "dead": not above chance re-read; the reason names an instruction leak where in-context states separate.
       "no variance": the states have no difference to point along.
+    Raises:
+      UserError: an AUC or a p outside 0…1, NaN, None; an interval that has not two ends.
     """
+    numbers = {"auc": auc, "p_holm": p_holm, "length_auc": length_auc}
+    _check(**numbers, residual_auc=residual_auc, residual_p=residual_p)
+    _check_intervals(auc_ci95=auc_ci95, residual_ci95=residual_ci95)
+    if in_context_auc is not None:
+        _check(in_context_auc=in_context_auc)
+    if in_context_ci95 is not None:
+        _check_intervals(in_context_ci95=in_context_ci95)
     if not ok:
         return Verdict("no variance", "the states of the two poles have no difference to point along")
     if auc_ci95[0] > CHANCE and p_holm < ALPHA:
@@ -108,7 +121,11 @@ def manipulation(
       "complies and seen": both differ. "complies, instrument blind": the texts alone: the model does what it is asked,
       and this readout does not show it. "represented but suppressed": the states alone. "dead": neither. The states
       count as different where their interval and their p clear chance.
+    Raises:
+      UserError: as of `verdict`.
     """
+    _check(text_auc=text_auc, text_p=text_p, states_auc=states_auc, states_p=states_p)
+    _check_intervals(text_ci95=text_ci95, states_ci95=states_ci95)
     texts = text_p < ALPHA
     states = states_ci95[0] > CHANCE and states_p < ALPHA
     words = f"words: p {text_p:.2g}, AUC {text_auc:.2f} [{text_ci95[0]:.2f}, {text_ci95[1]:.2f}]"
@@ -120,3 +137,15 @@ def manipulation(
         (False, False): ("dead", "neither the words of the poles nor the re-read states differ"),
     }[texts, states]
     return Manipulation(label, f"{why} ({words}; {seen})", texts, states)
+
+
+def _check(**shares: float) -> None:
+    """A comparison with NaN is False, which would read as "not above chance"."""
+    for name, value in shares.items():
+        inputs.number(name, value, 0, 1 + _ROUNDING)
+
+
+def _check_intervals(**intervals: Sequence[float]) -> None:
+    for name, ends in intervals.items():
+        if len(inputs.floats(name, ends)) != 2 or ends[0] > ends[1]:
+            raise UserError(f"{name} is {list(ends)}; give its lower and its upper end")

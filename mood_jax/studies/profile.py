@@ -16,12 +16,10 @@ from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisProfile, Calibration, Profile
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
-from mood_jax.probes.comparisons import sign_flip_p
 from mood_jax.studies.calibrate import identity
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
 
 SCALES: tuple[probes.Scale, ...] = ("iqr", "article", "pole", "re_read")
-BOOTSTRAP = 10_000
 MOVES = 0.1  # up to this correlation (1 % of the variance) a score is not said to move with length
 
 
@@ -154,7 +152,7 @@ def run(
     )
     processes.leave_others()
     notes = published.notes(calibration) + _notes(model, collected)
-    return analyse(calibration, collected, made_from, notes, scale=scale, seed=protocol.seed), collected
+    return analyse(calibration, collected, made_from, notes, scale=scale), collected
 
 
 def _notes(model: Model, collected: Collected) -> tuple[str, ...]:
@@ -179,7 +177,6 @@ def analyse(
     notes: tuple[str, ...] = (),
     *,
     scale: str = "iqr",
-    seed: int = 0,
 ) -> Profile:
     """Responses and states → profile; it needs no model. Samples of a question are averaged before any interval."""
     readout, scales = calibration.readout, available_scales(calibration, scale)
@@ -197,7 +194,7 @@ def analyse(
     length = _length(x, n_tokens, question)
     scores = {"raw": x} | {name: calibration.scores(x, name) for name in scales}
     averaged = np.stack([mean_of @ scores[name] for name in scales], axis=1)  # questions, scales, axes
-    mean, low, high = (np.asarray(v) for v in probes.bootstrap_mean_ci(averaged, n=BOOTSTRAP, seed=seed))
+    mean, low, high, p = probes.mean_interval(averaged)
     found = []
     for k, axis in enumerate(calibration.axes):
         summary = {
@@ -209,10 +206,10 @@ def analyse(
             }
             for i, name in enumerate(scales)
         }
-        p = sign_flip_p(averaged[:, scales.index(scale), k], seed)
+        shown = float(p[scales.index(scale), k])
         own = {name: v[:, k] for name, v in scores.items()}
-        found.append(AxisProfile(axis, scale, own, summary, p, p, calibration.evidence[k], length[k]))
-    adjusted = np.asarray(probes.holm(np.asarray([a.p for a in found])))
+        found.append(AxisProfile(axis, scale, own, summary, shown, shown, calibration.evidence[k], length[k]))
+    adjusted = probes.holm([a.p for a in found])
     axes = tuple(replace(a, p_holm=float(q)) for a, q in zip(found, adjusted, strict=True))
     return Profile(
         axes=axes,
@@ -232,7 +229,7 @@ def _length(x: np.ndarray, n_tokens: np.ndarray, question: np.ndarray) -> list[d
     if len(set(question)) < 3:
         return [{} for _ in range(x.shape[1])]
     found = probes.clustered_correlation(x, n_tokens, question, least=MOVES)
-    adjusted = np.asarray(probes.holm(np.asarray(found.p, np.float32)))
+    adjusted = probes.holm(found.p)
     return [
         {"r": float(r), "ci95": [float(end) for end in ci95], "least": MOVES, "p_holm": float(p)}
         for r, ci95, p in zip(found.r, found.ci95, adjusted, strict=True)

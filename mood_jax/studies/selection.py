@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mood_jax.probes.comparisons import paired_auc_difference
+from mood_jax.probes.student import quantile, two_sided_p
 from mood_jax.readout import Readout
 
-_Z = 1.959964
 BOOTSTRAP = 2000
 
 
@@ -100,12 +100,15 @@ def nested(
 
 
 def mean_difference_of(pairs: Sequence[dict[str, Any]], variance_factor: float = 1.0) -> dict[str, Any]:
-    """Mean over axes of paired differences, with the interval and p of independent axes."""
+    """Mean over axes of paired differences, with the interval and p of independent axes: Student's t, its degrees of
+    freedom by Satterthwaite (1946)."""
     difference = float(np.mean([p["difference"] for p in pairs]))
-    errors = [(p["ci95"][1] - p["ci95"][0]) / (2 * _Z) for p in pairs]
-    se = math.sqrt(variance_factor * sum(e * e for e in errors)) / len(pairs)
+    variances = np.square([p["se"] for p in pairs])
+    df = float(variances.sum() ** 2 / sum(v * v / p["df"] for v, p in zip(variances, pairs, strict=True)))
+    se = math.sqrt(variance_factor * float(variances.sum())) / len(pairs)
+    reach = quantile(0.05, df) * se
     return {
         "difference": difference,
-        "ci95": [difference - _Z * se, difference + _Z * se],
-        "p": math.erfc(abs(difference) / se / math.sqrt(2)) if se > 0 else 1.0,
+        "ci95": [difference - reach, difference + reach],
+        "p": float(two_sided_p(difference / se, df)),
     }

@@ -1,5 +1,3 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,8 +55,10 @@ def test_paired_auc_difference_equals_a_loop_on_the_same_draws(rng, refit):
     used = sign != 0
     a, b = (roc_auc_score(sign[used] > 0, x[used]) for x in xs)
     assert (out["a"], out["b"]) == pytest.approx((a, b), abs=1e-5)
-    np.testing.assert_allclose(out["ci95"], a - b + np.array([-1.96, 1.96]) * np.sqrt(variance), atol=2e-3)
-    assert out["p"] == pytest.approx(math.erfc(abs(a - b) / np.sqrt(2 * variance)), abs=5e-3)
+    se, t = np.sqrt(variance * 11 / 10), stats.t(10)  # of 11 questions
+    assert (out["se"], out["df"]) == (pytest.approx(se, abs=1e-3), 10)
+    np.testing.assert_allclose(out["ci95"], a - b + np.array([-1, 1]) * t.ppf(0.975) * se, atol=2e-3)
+    assert out["p"] == pytest.approx(2 * t.sf(abs(a - b) / se), abs=5e-3)
 
 
 def test_a_readout_does_not_differ_from_itself(rng):
@@ -71,8 +71,10 @@ def test_a_readout_does_not_differ_from_itself(rng):
     certain = paired_auc_difference(SIGN, np.zeros(60), SIGN, QUESTION, n_boot=100)  # no draw differs from another
     assert (certain["difference"], certain["p"] < 1e-6) == (0.5, True)
     assert certain["ci95"][0] < 0.5 < certain["ci95"][1]
-    one_pole = paired_auc_difference(x, -x, np.ones(60), QUESTION, n_boot=100)
-    assert (one_pole["a"], one_pole["b"]) == (0.5, 0.5)
+    with pytest.raises(UserError, match="one pole is missing"):
+        paired_auc_difference(x, -x, np.ones(60), QUESTION, n_boot=100)
+    with pytest.raises(UserError, match="needs 4 questions, not 3"):
+        paired_auc_difference(x[:6], -x[:6], SIGN[:6], QUESTION[:6], n_boot=100)
 
 
 def test_paired_difference_of_fixed_readouts_has_the_right_size_and_power():
@@ -84,7 +86,7 @@ def test_paired_difference_of_fixed_readouts_has_the_right_size_and_power():
         null.append(paired_auc_difference(a, b, SIGN, QUESTION, n_boot=500)["p"] < 0.05)
         found.append(paired_auc_difference(shared, b + 5 * rng.normal(size=60), SIGN, QUESTION, n_boot=500)["p"] < 0.05)
     assert 0.01 <= np.mean(null) <= 0.09  # .05, binomial SE .018
-    assert np.mean(found) > 0.8
+    assert np.mean(found) > 0.75  # .79 with Student's t of 30 questions
 
 
 def test_unequal_lengths_are_a_clear_error():
@@ -94,6 +96,8 @@ def test_unequal_lengths_are_a_clear_error():
         paired_test([1.0], [1.0, 2.0])
     with pytest.raises(UserError, match="at least one pair"):
         paired_test([], [])
+    with pytest.raises(UserError, match="two questions"):
+        paired_test([1.0], [2.0])
     with pytest.raises(UserError, match="matched items"):
         mcnemar([True], [True, False])
 
@@ -109,20 +113,22 @@ def enumerated_p(scores) -> float:
 def test_sign_flip_p_equals_the_enumeration(rng):
     for m in (2, 6, 10):
         scores = rng.normal(0.4, 1, m)
-        assert sign_flip_p(scores, seed=1, n=20_000) == pytest.approx(enumerated_p(scores), abs=0.02)  # SE .0035
+        assert sign_flip_p(scores, seed=1, n=20_000) == pytest.approx(enumerated_p(scores), rel=1e-12)  # exact
+        assert sign_flip_p(scores, seed=1, n=2**m - 1) == pytest.approx(enumerated_p(scores), abs=4 / 2 ** (m / 2))
+        assert sign_flip_p(np.r_[scores, np.zeros(9)], 1, n=20_000) == pytest.approx(enumerated_p(scores), abs=0.02)
 
 
 def test_paired_test_averages_a_question_first(rng):
     question = np.repeat(np.arange(8), 3)[:-1]
     a, b = rng.normal(0.5, 1, 23), rng.normal(size=23)
-    out = paired_test(a, b, question, n=20_000, seed=3)
+    out = paired_test(a, b, question)
     means = np.array([(a - b)[question == q].mean() for q in range(8)])
     assert out["n"] == 8
     assert out["difference"] == pytest.approx(means.mean(), abs=1e-6)
-    assert out["p"] == pytest.approx(enumerated_p(means), abs=0.02)
-    draws = means[np.random.default_rng(0).integers(0, 8, (20_000, 8))].mean(axis=1)
-    np.testing.assert_allclose(out["ci95"], np.percentile(draws, [2.5, 97.5]), atol=0.08)
-    alone = paired_test(a, b, n=2000)
+    expected = stats.ttest_1samp(means, 0)
+    assert out["p"] == pytest.approx(expected.pvalue, rel=1e-9)
+    np.testing.assert_allclose(out["ci95"], expected.confidence_interval(0.95), rtol=1e-9)
+    alone = paired_test(a, b)
     assert (alone["n"], alone["difference"]) == (23, pytest.approx(np.mean(a - b)))
     assert paired_test([1.0, 2.0], [1.0, 2.0])["p"] == 1.0
 
@@ -213,7 +219,7 @@ def test_full_length_is_the_cosine_of_two_sets_and_its_root_that_with_the_truth(
 
 
 @pytest.mark.parametrize(
-    "case", ["constant", "no spread within poles", "one pole", "two questions", "collinear", "nothing"]
+    "case", ["constant", "no spread within poles", "two questions", "collinear", "pole in one question"]
 )
 def test_hard_states_give_finite_cosines(rng, case):
     states, sign, question = rng.normal(size=(12, 6)), np.tile([1, -1], 6), np.repeat(np.arange(6), 2)
@@ -221,14 +227,15 @@ def test_hard_states_give_finite_cosines(rng, case):
         states[:] = 3.7
     elif case == "no spread within poles":
         states = np.outer(sign, rng.normal(size=6))
-    elif case == "one pole":
-        sign = np.abs(sign)
     elif case == "two questions":
         states, sign, question = states[:4], sign[:4], question[:4]
     elif case == "collinear":
         states = (rng.normal(size=(12, 1)) + 5 * sign[:, None]) * rng.normal(size=6)
     else:
-        sign = 0 * sign
+        sign = np.where(question == 0, sign, np.abs(sign))
+    for missing in (np.abs(sign), 0 * sign):
+        with pytest.raises(UserError, match="one pole is missing"):
+            split_half_cosine(states, missing, question)
     plain, metric = split_half_cosine(states, sign, question, n_splits=20)
     assert np.isfinite(np.array([*plain, *metric])).all()
     assert bool(plain.ok) == (case in ("no spread within poles", "two questions", "collinear"))
@@ -289,21 +296,23 @@ def test_sign_flip_p_is_uniform_where_there_is_nothing():
 
 
 @pytest.mark.parametrize("least", [0, 0.1])
-def test_clustered_correlation_is_pearsons_with_the_jackknife_over_questions(fixed_rng, least):
+def test_clustered_correlation_is_spearmans_with_the_jackknife_over_questions(fixed_rng, least):
     question = np.repeat(np.arange(12), [1, 2, 3, 4, 3, 2, 1, 2, 3, 4, 3, 2])
     y = fixed_rng.integers(20, 200, len(question)).astype(float)
     x = fixed_rng.normal(size=(len(question), 3)) + np.outer(y, [0.0, 0.02, -0.01]) + 1e4
     x[:, 2] += fixed_rng.normal(size=12)[question]
     found = clustered_correlation(x, y, question, least=least)
+    of_y = stats.rankdata(y)
     for a in range(3):
-        r = stats.pearsonr(x[:, a], y).statistic
-        left = [np.arctanh(stats.pearsonr(x[question != q, a], y[question != q]).statistic) for q in range(12)]
+        ranks = stats.rankdata(x[:, a])
+        r = stats.spearmanr(x[:, a], y).statistic
+        left = [np.arctanh(stats.pearsonr(ranks[question != q], of_y[question != q]).statistic) for q in range(12)]
         error = np.sqrt(11 / 12 * np.sum((left - np.mean(left)) ** 2))
         z, t = np.arctanh(r), stats.t(11)
         assert found.r[a] == pytest.approx(r, abs=1e-8)
         tails = [t.sf((abs(z) + np.arctanh(at)) / error) for at in (least, -least)]
-        assert found.p[a] == pytest.approx(sum(tails), abs=1e-4)
-        assert found.ci95[a] == pytest.approx(np.tanh(z + np.array([-1, 1]) * t.ppf(0.975) * error), abs=1e-3)
+        assert found.p[a] == pytest.approx(sum(tails), abs=1e-6)
+        assert found.ci95[a] == pytest.approx(np.tanh(z + np.array([-1, 1]) * t.ppf(0.975) * error), abs=1e-6)
 
 
 def test_clustered_correlation_of_what_does_not_vary_is_no_evidence(rng):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from mood_jax.errors import UserError
 from mood_jax.probes import (
     cutoff_share,
     grouped_folds,
@@ -89,7 +90,9 @@ def test_length_covariates_and_cutoff_share():
     np.testing.assert_allclose(covariates, [[0.5, np.log(11), 0], [1, np.log(21), 1], [0, 0, 0]], rtol=1e-5)
     pos, neg = cutoff_share(jnp.array([1, 0, 1, 1, 0]), jnp.array([1, 1, -1, -1, 0]))
     assert (float(pos), float(neg)) == (0.5, 1.0)
-    assert float(cutoff_share(jnp.array([True]), jnp.array([1]))[1]) == 0.0
+    assert float(jax.jit(cutoff_share)(jnp.array([True]), jnp.array([1]))[1]) == 0.0
+    with pytest.raises(UserError, match="no −1"):
+        cutoff_share([True], [1])
 
 
 def test_top_k_share(rng):

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import trim_mean
 from sklearn.metrics import roc_auc_score
 
@@ -114,9 +115,10 @@ def floors(value, sign, question):
     return np.array([whole / (2 * n_pos * n_neg), 0, p * (1 - p) / (2 * n)])
 
 
-def interval(value, se, units):
+def interval(value, se, units, questions=11):
     if units is None:
-        return [value - 1.96 * se, value + 1.96 * se]
+        reach = stats.t(questions - 1).ppf(0.975) * se
+        return [value - reach, value + reach]
     share = (value * units + 0.5) / (units + 1)
     logit_se = min(se / (share * (1 - share)), 1.5)  # bounded: the delta method does not hold at the edge
     ends = np.log(share / (1 - share)) + np.array([-1.96, 1.96]) * logit_se
@@ -233,18 +235,22 @@ def test_heldout_of_a_planted_axis_and_of_constant_states(fixed_rng):
 
 
 @pytest.mark.parametrize("axes", [(), (7,)])
-def test_bootstrap_of_the_mean_equals_a_loop(rng, axes):
-    scores = rng.normal(2, 1, (30, *axes)).astype(np.float32)
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_bootstrap_of_the_mean_equals_a_loop(rng, axes, scale):
+    scores = (rng.normal(2, 1, (30, *axes)) * scale).astype(np.float32)
     mean, low, high = bootstrap_mean_ci(scores, n=500, seed=4)
     indices = np.asarray(bootstrap_indices(jax.random.key(4), 500, 30))
-    draws = np.array([scores[i].mean(axis=0) for i in indices])
-    np.testing.assert_allclose(mean, scores.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose([low, high], np.percentile(draws, [2.5, 97.5], axis=0), atol=1e-4)
+    draws = np.array([scores[i].astype(float).mean(axis=0) for i in indices])
+    np.testing.assert_allclose(mean, scores.astype(float).mean(axis=0), rtol=1e-12)
+    widened = stats.t(29).ppf(0.975) / stats.norm.ppf(0.975) * np.sqrt(30 / 29)  # Student's, of 30
+    expected = mean + widened * (np.percentile(draws, [2.5, 97.5], axis=0) - mean)
+    np.testing.assert_allclose([low, high], expected, rtol=1e-6)
 
 
 def test_bootstrap_of_nothing_is_a_clear_error():
-    with pytest.raises(UserError, match="at least one score"):
-        bootstrap_mean_ci(np.zeros((0, 7)))
+    for scores in (np.zeros((0, 7)), [], [1.0], 3.0, [1.0, None]):
+        with pytest.raises(UserError):
+            bootstrap_mean_ci(scores)
 
 
 def test_holm_and_benjamini_hochberg_equal_plain_loops(rng):

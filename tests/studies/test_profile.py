@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ import mood_jax as mj
 from mood_jax import bank, probes
 from mood_jax.artifacts import Calibration, Profile
 from mood_jax.errors import UserError
-from mood_jax.probes.resampling import bootstrap_indices
 from mood_jax.readout import preset
 from mood_jax.studies import find, profile
 from mood_jax.studies.calibrate import settings as calibration_settings
@@ -43,7 +41,7 @@ def collected() -> Collected:
 
 @pytest.fixture(scope="module")
 def analysed(calibration, collected) -> Profile:
-    return profile.analyse(calibration, collected, {"model": {}}, ("a note",), scale="pole", seed=6)
+    return profile.analyse(calibration, collected, {"model": {}}, ("a note",), scale="pole")
 
 
 def plain_scores(calibration: Calibration, collected: Collected, k: int) -> dict[str, np.ndarray]:
@@ -94,22 +92,21 @@ def test_samples_of_a_question_are_averaged_first(analysed, calibration, collect
     assert summary["clip_rate"] == pytest.approx(np.mean(np.abs(scores) > 1))
 
 
-@pytest.mark.parametrize("k", [0, 1])
-def test_intervals_equal_a_plain_loop_over_the_same_draws(analysed, calibration, collected, k):
-    means = averaged(plain_scores(calibration, collected, k)["pole"], collected)
-    draws = np.asarray(bootstrap_indices(jax.random.key(6), profile.BOOTSTRAP, len(means)))
-    resampled = [means[list(draw)].mean() for draw in draws]
-    np.testing.assert_allclose(analysed.axes[k].ci95, np.percentile(resampled, [2.5, 97.5]), rtol=1e-3, atol=1e-4)
-
-
-def test_intervals_agree_with_scipy(analysed, calibration, collected):
+def test_intervals_and_p_are_students_of_the_question_means(analysed, calibration, collected):
+    p = []
     for k in range(2):
-        means = averaged(plain_scores(calibration, collected, k)["iqr"], collected)
-        other = stats.bootstrap((means,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
-        low, high = analysed.axes[k].summary["iqr"]["ci95"]
-        width = high - low
-        assert abs(low - other.low) < 0.05 * width
-        assert abs(high - other.high) < 0.05 * width
+        for scale in SCALES:
+            means = averaged(plain_scores(calibration, collected, k)[scale], collected)
+            expected = stats.ttest_1samp(means, 0)
+            low, high = analysed.axes[k].summary[scale]["ci95"]
+            assert (low, high) == pytest.approx(expected.confidence_interval(0.95), rel=1e-3, abs=1e-4)
+            if scale == "pole":
+                p.append(analysed.axes[k].p)
+                assert p[k] == pytest.approx(expected.pvalue, rel=1e-3)
+                assert (p[k] < 0.05) == (low > 0 or high < 0)
+                assert p[k] == pytest.approx(exact_sign_flip_p(means), abs=0.05)
+    assert [a.p_holm for a in analysed.axes] == pytest.approx(plain_holm(p), abs=1e-9)
+    assert p[0] != p[1]
 
 
 def test_the_chosen_scale_is_what_mean_and_interval_show(analysed, calibration, collected):
@@ -118,20 +115,10 @@ def test_the_chosen_scale_is_what_mean_and_interval_show(analysed, calibration, 
         assert found.mean == found.summary["pole"]["mean"]
         assert list(found.ci95) == found.summary["pole"]["ci95"]
         assert found.ci95[0] < found.mean < found.ci95[1]
-    other = profile.analyse(calibration, collected, {}, scale="article", seed=6)
+    other = profile.analyse(calibration, collected, {}, scale="article")
     for a, b in zip(analysed.axes, other.axes, strict=True):
         assert a.summary == b.summary  # all scales are kept, whichever is shown
         assert b.mean == a.summary["article"]["mean"]
-
-
-def test_p_is_that_of_the_question_means_and_holm_adjusts_it(analysed, calibration, collected):
-    p = []
-    for k in range(2):
-        means = averaged(plain_scores(calibration, collected, k)["pole"], collected)
-        p.append(analysed.axes[k].p)
-        assert analysed.axes[k].p == pytest.approx(exact_sign_flip_p(means), abs=0.02)
-    assert [a.p_holm for a in analysed.axes] == pytest.approx(plain_holm(p), abs=1e-6)
-    assert p[0] != p[1]
 
 
 def test_the_rest_of_the_record(analysed, collected, tmp_path):
@@ -187,24 +174,23 @@ def test_sign_flip_p_equals_the_enumeration(rng):
     for shift in (0.0, 0.3, 1.0):
         scores = (rng.standard_normal(8) + shift).astype(np.float32)
         exact = exact_sign_flip_p(scores.astype(np.float64))
-        got = profile.sign_flip_p(scores, seed=1)
-        sd = np.sqrt(exact * (1 - exact) / profile.BOOTSTRAP)  # six of them: an error once in 10^8 runs
-        assert abs(got - exact) <= 6 * sd + 2 / profile.BOOTSTRAP, (shift, got, exact)
+        got = probes.sign_flip_p(scores, seed=1)
+        assert got == exact, shift  # 2^8 flips are enumerated
 
 
 def test_sign_flip_p_does_not_depend_on_sign_scale_or_order(fixed_rng):
     scores = fixed_rng.standard_normal(10) + 0.4  # fixed: p of other flips differs by up to .007 (SE)
-    p = profile.sign_flip_p(scores, seed=3)
-    assert profile.sign_flip_p(-scores, seed=3) == p
-    assert profile.sign_flip_p(1024 * scores, seed=3) == p
-    assert profile.sign_flip_p(scores[::-1], seed=4) == pytest.approx(p, abs=0.03)
-    assert profile.sign_flip_p(scores + 50, seed=3) == pytest.approx(2 / 2**10, abs=2e-3)  # all flips, or none
-    assert profile.sign_flip_p(np.zeros(5), seed=0) == 1
+    p = probes.sign_flip_p(scores, seed=3)
+    assert probes.sign_flip_p(-scores, seed=3) == p
+    assert probes.sign_flip_p(1024 * scores, seed=3) == p
+    assert probes.sign_flip_p(scores[::-1], seed=4) == pytest.approx(p, abs=0.03)
+    assert probes.sign_flip_p(scores + 50, seed=3) == pytest.approx(2 / 2**10, abs=2e-3)  # all flips, or none
+    assert probes.sign_flip_p(np.zeros(5), seed=0) == 1
 
 
 def test_sign_flip_p_is_uniform_where_there_is_nothing(fixed_rng):
     rng = fixed_rng  # the p of a Kolmogorov-Smirnov test is itself a draw
-    p = [profile.sign_flip_p(rng.standard_normal(12), seed=int(rng.integers(2**31)), n=999) for _ in range(400)]
+    p = [probes.sign_flip_p(rng.standard_normal(12), seed=int(rng.integers(2**31)), n=999) for _ in range(400)]
     assert stats.kstest(p, "uniform").pvalue > 1e-5
     assert min(p) >= 1 / 1000
 
