@@ -79,7 +79,8 @@ def update(reducer: Reducer, state: Accumulator, h: jax.Array, active: jax.Array
     h = h.astype(jnp.float32)
     on = active[:, None]
     if isinstance(state, tuple):
-        return tuple(jnp.where(on, new, old) for new, old in zip(_add(reducer.gamma, *state, h), state, strict=True))
+        total, rest = _add(reducer.gamma, *state, h)
+        return jnp.where(on, total, state[0]), jnp.where(on, rest, state[1])
     if reducer.kind == "last":
         return jnp.where(on, h, state)
     return jnp.where(on & (jnp.abs(h) > jnp.abs(state)), h, state)

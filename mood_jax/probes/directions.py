@@ -186,12 +186,12 @@ def _trimmed_mean(x: jax.Array, proportion: float, mask: Any) -> jax.Array:
 
 
 def fit_mean_difference(
-    states: jax.Array,
-    sign: jax.Array,
+    states: Any,
+    sign: Any,
     *,
     trim: float = 0.1,
-    spread: jax.Array | None = None,
-    fold: jax.Array | None = None,
+    spread: Any = None,
+    fold: Any = None,
 ) -> Direction:
     """v ∝ tm(H₊) − tm(H₋), the per-dimension trimmed means of the poles (method, section 4).
 

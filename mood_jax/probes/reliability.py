@@ -137,7 +137,8 @@ def icc(ratings: Any, form: str = "2,1") -> ICC:
     if form not in ICC_FORMS:
         raise UserError(f"unknown form of ICC {form!r}; use one of {'; '.join(ICC_FORMS)}")
     ratings, share = _taken(ratings)
-    return _all_forms(_mean_squares(ratings, share)[0], *ratings.shape[-2:], share)[form]
+    n, k = ratings.shape[-2:]
+    return _all_forms(_mean_squares(ratings, share)[0], n, k, share)[form]
 
 
 def _ratio(top: Any, bottom: Any, otherwise: Any) -> Any:
@@ -239,7 +240,8 @@ def variance_components(ratings: Any) -> VarianceComponents:
       UserError: too few ratings, or one that is no finite number.
     """
     ratings, share = _taken(ratings)
-    return _components(*_mean_squares(ratings, share), *ratings.shape[-2:])
+    n, k = ratings.shape[-2:]
+    return _components(*_mean_squares(ratings, share), n, k)
 
 
 def _components(squares: MeanSquares, unit: Any, n: int, k: int) -> VarianceComponents:

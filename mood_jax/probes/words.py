@@ -27,14 +27,16 @@ import functools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mood_jax.errors import UserError
-from mood_jax.probes.folds import encode, grouped_folds, own_fold, standardise
+from mood_jax.probes import inputs
+from mood_jax.probes.folds import grouped_folds, own_fold, standardise
 from mood_jax.probes.permutation import pole_swaps
 from mood_jax.probes.resampling import HeldOut, bootstrap_counts, bootstrap_indices, evaluate
 from mood_jax.probes.separation import safe_ratio
@@ -119,7 +121,8 @@ def difference_p(counts: np.ndarray, sign: np.ndarray, question: np.ndarray, swa
     weights = positive / np.maximum(positive.sum(axis=1, keepdims=True), 1)
     weights -= negative / np.maximum(negative.sum(axis=1, keepdims=True), 1)
     statistic = np.sum((weights @ kernel) * weights, axis=1)
-    return float(np.mean(statistic >= statistic[0] - 1e-9))
+    # Rows are of length 1, so entries of the kernel are at most 1 and sums are rounded by about 1e-16 of that.
+    return float(np.mean(statistic >= statistic[0] - 1e-12))
 
 
 def telling_words(rows: np.ndarray, sign: np.ndarray, vocabulary: Sequence[str], k: int = 5) -> dict[str, list[str]]:
@@ -169,9 +172,9 @@ def _bag_of_words(gram, sign, question, fold, key, *, n_folds, n_questions, n_bo
 
 
 def bag_of_words_auc(
-    texts: Sequence[str],
-    sign: Sequence[int] | np.ndarray,
-    question: Sequence | np.ndarray,
+    texts: Iterable[str],
+    sign: Any,
+    question: Any,
     *,
     k: int = 5,
     seed: int = 0,
@@ -193,12 +196,14 @@ def bag_of_words_auc(
       as `resampling.heldout`, and p (`difference_p`), n_words (size of the vocabulary), n_empty (responses without a
       word), words (`telling_words`).
     Raises:
-      UserError: fewer than two questions, or arrays of unequal length.
+      UserError: fewer than two questions, arrays of unequal length, a text that is none, labels that are none of −1,
+        0, 1, a missing pole, question ids of several types.
     """
-    if not len(texts) == len(sign) == len(question):
-        raise UserError(f"texts, sign and question differ in length: {len(texts)}, {len(sign)}, {len(question)}")
-    sign = np.asarray(sign, np.int32)
-    fold, code = grouped_folds(question, k, seed), encode(question)
+    texts = taken_texts("texts", texts)
+    sign, code = inputs.signs(sign, len(texts)), inputs.groups("question", question, len(texts))
+    k, seed, n_boot = inputs.count("k", k, 2), inputs.seed(seed), inputs.count("n_boot", n_boot)
+    n_perm = inputs.count("n_perm", n_perm)
+    fold = grouped_folds(code, k, seed)
     swaps = pole_swaps(sign, code, n_perm, seed)
     prepared = words_of([text if s else "" for text, s in zip(texts, sign, strict=True)], sign, code, swaps)
     out = _bag_of_words(
@@ -212,6 +217,17 @@ def bag_of_words_auc(
         n_boot=n_boot,
     )
     return out | prepared
+
+
+def taken_texts(name: str, texts: Iterable[str]) -> list[str]:
+    """The texts as a list; refused where one is none, or where a single text was given."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise UserError(f"{name} needs a list of texts, one a response, not an object of type {type(texts).__name__}")
+    found = list(texts)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"{name}[{i}] is of type {type(text).__name__}; give a text, empty where there is none")
+    return [str(text) for text in found]
 
 
 def words_of(texts: Sequence[str], sign: np.ndarray, question: np.ndarray, swaps: np.ndarray) -> dict:
