@@ -27,7 +27,6 @@ from jax import lax
 
 from mood_jax.errors import UserError
 
-
 # A number as a reducer's name has it. Python's float() also takes digits of other scripts, spaces and underscores.
 _GAMMA = re.compile(r"(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 # Tokens that one matrix product adds up; the sums of more are added in turn, where one long sum would round more.

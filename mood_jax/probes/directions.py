@@ -130,7 +130,7 @@ def trimmed_mean(x: Any, proportion: float = 0.1, mask: Any = None) -> jax.Array
     Raises:
       UserError: values that are no finite numbers or that float32 cannot hold, another proportion.
     """
-    proportion = _proportion("proportion", proportion)
+    proportion = proportion_of("proportion", proportion)
     array = inputs.numbers("x", x, ndim=2)
     mask = None if mask is None else inputs.flags("mask", mask, len(array))
     if inputs.traced(array, mask):
@@ -142,7 +142,8 @@ def trimmed_mean(x: Any, proportion: float = 0.1, mask: Any = None) -> jax.Array
     return jnp.asarray(mean, jnp.float32)
 
 
-def _proportion(name: str, value: Any) -> float:
+def proportion_of(name: str, value: Any) -> float:
+    """A share to be cut at each end, in [0, 0.5)."""
     if not 0 <= (value := inputs.number(name, value)) < 0.5:
         raise UserError(f"{name} must be in [0, 0.5), not {value}")
     return value
@@ -210,7 +211,7 @@ def fit_mean_difference(
     states, sign, spread, _, exponent = samples(states, sign, spread, fold)
     states = shifted(states) if exponent is None else states  # given ones are about their medians
     spread = rms_spread(states, sign != 0) if spread is None else spread
-    proportion = _proportion("trim", trim)
+    proportion = proportion_of("trim", trim)
     difference = _trimmed_mean(states, proportion, sign > 0) - _trimmed_mean(states, proportion, sign < 0)
     return unit_difference(difference, jnp.any(sign > 0) & jnp.any(sign < 0), spread)
 
