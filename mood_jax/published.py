@@ -36,7 +36,9 @@ from mood_jax.probes.ranking import Ranked, best_per_reducer, describe_sites, ho
 
 REDUCERS = {"last_token": "last"}  # the published token rules that have another name here
 WIDTH = 100  # columns of a report
-UNIT = 1e-3  # what the length of a direction may differ from 1 by
+UNIT = 1e-3  # what the length of a direction may differ from 1 by, as half precision rounds it
+ROUNDED = 1e-6  # what float32 rounds it by; a direction that is further off is set to length 1 again
+_FLOAT32 = np.finfo(np.float32)
 # What a file can raise that is no archive, is truncated, has flipped bits, or holds pickled objects.
 _NPZ_ERRORS = (ValueError, EOFError, KeyError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -74,7 +76,7 @@ def read_ablation(path: str | Path) -> list[Ranked]:
         where = "the list"
         if len({row.name for row in rows}) < len(rows):
             raise ValueError("two configurations have the same name")
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
         reason = f"no {e.args[0]!r}" if isinstance(e, KeyError) else str(e)
         raise UserError(f"{path} is no published ablation or damaged ({where}: {reason}); restore it") from e
     return rows
@@ -83,15 +85,15 @@ def read_ablation(path: str | Path) -> list[Ranked]:
 def _ranked(record: Mapping[str, Any], top: int) -> Ranked:
     """One configuration of the file; `top` is the highest index of the tuple, that of the final norm."""
     layers, weights = record["layers"], record["layer_weights"]
-    raw = [1.0] * len(layers) if weights is None else [float(w) for w in weights]
+    raw = [1.0] * len(layers) if weights is None else [_real(w) for w in weights]
     if len(raw) != len(layers) or not math.isfinite(sum(raw)) or not all(w >= 0 for w in raw) or not sum(raw) > 0:
         raise ValueError(f"{len(layers)} layers with the weights {weights}")
     per_axis = {
-        axis: {"auc": float(v["accuracy"]), "dprime": float(v["dprime"])} for axis, v in record["per_axis"].items()
+        axis: {"auc": _real(v["accuracy"]), "dprime": _real(v["dprime"])} for axis, v in record["per_axis"].items()
     }
     if not per_axis:
         raise ValueError("no axes")
-    means = {"auc": float(record["mean_accuracy"]), "dprime": float(record["mean_dprime"])}
+    means = {"auc": _real(record["mean_accuracy"]), "dprime": _real(record["mean_dprime"])}
     for measure, mean in means.items():
         values = [v[measure] for v in per_axis.values() if not math.isnan(v[measure])]
         expected = sum(values) / max(len(values), 1)  # the published mean leaves NaN out, and is 0 of nothing
@@ -110,6 +112,13 @@ def _ranked(record: Mapping[str, Any], top: int) -> Ranked:
         mean_auc=means["auc"],
         mean_dprime=means["dprime"],
     )
+
+
+def _real(value: Any) -> float:
+    """A number of the file; text and true or false are none, though Python would make numbers of them."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def site(k: int, n_layers: int) -> str:
@@ -198,9 +207,9 @@ class PublishedAxes:
 
 
 def read_axes(path: str | Path) -> PublishedAxes:
-    """Reads axes_*.npz. No pickle is ever loaded.
+    """Reads axes_*.npz. No pickle is ever loaded. A vector whose length half precision rounded is set to length 1.
 
-    Raises UserError: no such file, damaged, or something else than axes of unit length with their scales.
+    Raises UserError: no such file, damaged, or something else than axes of unit length with scales that float32 holds.
     """
     path = Path(path)
     try:
@@ -232,14 +241,21 @@ def read_axes(path: str | Path) -> PublishedAxes:
             raise refuse(f"it has no vector called {axis}")
         if vectors and len(vector) != len(vectors[0]):
             raise refuse(f"{axis} has {len(vector)} numbers and {axes[0]} {len(vectors[0])}")
-        if not np.isfinite(vector).all() or abs(np.linalg.norm(vector.astype(np.float64)) - 1) > UNIT:
+        exact = vector.astype(np.float64)
+        length = np.linalg.norm(exact) if np.isfinite(exact).all() else np.inf
+        if abs(length - 1) > UNIT:
             raise refuse(f"the vector of {axis} is not of unit length")
+        if abs(length - 1) > ROUNDED:
+            exact = exact / length
         if scale is None or scale.size != 1 or scale.dtype.kind not in "fiu":
             raise refuse(f"it has no scale called {axis}_scale")
-        if not math.isfinite(float(scale.item())) or float(scale.item()) < 0:
-            raise refuse(f"the scale of {axis} is {float(scale.item())}")
-        vectors.append(vector.astype(np.float32))
-        scales.append(float(scale.item()))
+        size = float(scale.item())
+        if not math.isfinite(size) or size < 0:
+            raise refuse(f"the scale of {axis} is {size}")
+        if size > float(_FLOAT32.max) or 0 < size < float(_FLOAT32.tiny):
+            raise refuse(f"the scale of {axis} is {size:.3g}, which float32 cannot hold")
+        vectors.append(exact.astype(np.float32))
+        scales.append(size)
     digest = hashlib.sha256(data).hexdigest()
     return PublishedAxes(path, axes, np.stack(vectors), np.asarray(scales, np.float64), digest)
 

@@ -114,13 +114,18 @@ def site_rms(readout: Readout, picked: np.ndarray) -> np.ndarray:
     """
     if not readout.normalise:
         return np.ones(len(readout.sites), np.float32)
-    rms = np.sqrt(np.mean(np.square(picked, dtype=np.float64), axis=(0, 2)))
-    if not (rms > 0).all():
-        raise UserError(f"the states at {readout.sites[int(np.argmin(rms))]} are all zero; choose other sites")
+    if not len(picked):
+        raise UserError("there is no response whose states could be scaled; generate some")
+    rms = np.sqrt(np.mean(np.square(picked.astype(np.float64)), axis=(0, 2)))
+    for site, size in zip(readout.sites, rms, strict=True):
+        if not np.isfinite(size):
+            raise UserError(f"states at {site} are NaN or infinite; leave those responses out")
+        if size < np.finfo(np.float32).tiny:
+            raise UserError(f"the states at {site} are all zero, or too small for float32; choose other sites")
     return rms.astype(np.float32)
 
 
 def combine(readout: Readout, picked: np.ndarray, rms: np.ndarray) -> np.ndarray:
     """h, float32 [N, D], from picked states [N, sites, D] and the divisors [sites]."""
     scale = np.asarray(readout.weights, np.float32) / rms
-    return np.einsum("nsd,s->nd", picked, scale).astype(np.float32)
+    return np.einsum("nsd,s->nd", np.asarray(picked, np.float32), scale)

@@ -221,7 +221,11 @@ ONE = record("L0/mean", [0], [0.9, 0.8])
         ([ONE | {"layer_weights": [NAN]}], r"weights \[nan\]"),
         ([ONE | {"per_axis": {}}], "no axes"),
         ([ONE | {"per_axis": {"a0_b0": {"accuracy": 1.0}}}], "no 'dprime'"),
-        ([ONE | {"mean_accuracy": "high"}], "could not convert"),
+        ([ONE | {"mean_accuracy": "high"}], "'high' is no number"),
+        ([ONE | {"mean_accuracy": "0.85"}], "'0.85' is no number"),
+        ([ONE | {"mean_dprime": True}], "True is no number"),
+        ([ONE | {"mean_dprime": 10**400}], "too large"),
+        ([ONE | {"layer_weights": ["1"]}], "'1' is no number"),
         ([ONE | {"mean_accuracy": 0.84}], "its mean auc is recorded as 0.84, and that of its axes is 0.85"),
         ([ONE | {"mean_dprime": NAN}], "its mean dprime is recorded as nan"),
         ([record("L0/mean", [0], [NAN, 0.8], mean_accuracy=0.4)], "recorded as 0.4, and that of its axes is 0.8"),
@@ -299,6 +303,20 @@ def test_axes_are_read_as_they_are(tmp_path, rng):
         published.chosen(found, ["warm"])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("d", [48, 3584])
+def test_vectors_of_any_precision_are_of_length_one(tmp_path, rng, dtype, d):
+    vector = rng.standard_normal(d)
+    vector = (vector / np.linalg.norm(vector)).astype(dtype)
+    scale = np.array(rng.choice([0.0, 1e-30, 1e-3, 1e30]))
+    np.savez(tmp_path / "a.npz", _axes=np.array(["warm_cold"]), warm_cold=vector, warm_cold_scale=scale)
+    found = published.read_axes(tmp_path / "a.npz")
+    exact = vector.astype(np.float64)
+    np.testing.assert_allclose(found.vectors[0], exact / np.linalg.norm(exact), rtol=3e-6)
+    assert np.linalg.norm(found.vectors[0].astype(np.float64)) == pytest.approx(1, abs=1e-6)
+    assert found.iqr.tolist() == [float(scale)]
+
+
 def test_cosines_go_by_the_names_of_the_axes(tmp_path, rng):
     a, _ = axes_file(tmp_path / "a.npz", rng)
     b, _ = axes_file(tmp_path / "b.npz", rng, ("direct_evasive", "warm_cold"))
@@ -363,6 +381,10 @@ class Touch:
         ({"warm_cold_scale": np.array("3")}, "no scale called warm_cold_scale"),
         ({"warm_cold_scale": np.array(NAN)}, "the scale of warm_cold is nan"),
         ({"warm_cold_scale": np.array(-1.0)}, "the scale of warm_cold is -1"),
+        ({"warm_cold_scale": np.array(1e39)}, "the scale of warm_cold is 1e.39, which float32 cannot hold"),
+        ({"warm_cold_scale": np.array(1e-39)}, "the scale of warm_cold is 1e-39, which float32 cannot hold"),
+        ({"warm_cold_scale": np.array(5e-324)}, "which float32 cannot hold"),
+        ({"warm_cold_scale": np.longdouble("1e4000")}, "the scale of warm_cold is inf"),
     ],
 )
 def test_what_is_no_axis_file_is_refused(tmp_path, rng, more, said):

@@ -111,7 +111,7 @@ class State(NamedTuple):
     n: jax.Array  # int32 [B], response tokens
     read: jax.Array  # int32 [B], states folded in
     bad: jax.Array  # bool [B], a NaN or Inf was seen
-    sums: tuple[tuple[jax.Array, ...], ...]  # [sites][reducers] float32 [B, D]
+    sums: tuple[tuple[red.Accumulator, ...], ...]  # [sites][reducers]
 
 
 class BatchResult(NamedTuple):
@@ -183,8 +183,7 @@ def read_prompts(
     )
     assert logits is not None
     assert cache is not None
-    zeros = jnp.zeros((B, config.d_model), jnp.float32)
-    sums = tuple(tuple(zeros for _ in spec.reducers) for _ in spec.sites)
+    sums = tuple(tuple(red.start(r, B, config.d_model) for r in spec.reducers) for _ in spec.sites)
     if article:
         sums = _fold(spec, sums, tuple(s[:, -1] for s in states), real)
     return State(

@@ -5,7 +5,7 @@ Bytes of one device, with b bytes a number of the model's dtype; P prompt slots,
     parameters    Σ size/devices that share it · b
     cache         L · B · K · H · (S + J · C) · b, keys in J blocks of C slots, and one layer's twice while it grows
     logits        LOGITS · B · V · 4: float32, and what sampling makes of them
-    accumulators  sites · reducers · B · D · 4
+    accumulators  2 · sites · reducers · B · D · 4 (sums with what is rounded off them)
     prefill       B · P · (ACTIVATIONS · D + 3 · F) · b + 2 · B · N · P² · 4: the widest layer, scores in float32
     reading       the same over S tokens, and sites · B · S · D · b for the states
 
@@ -96,7 +96,7 @@ def estimate(
         params=param_bytes(config, dtype, data, model) * copies,
         cache=layer * (config.n_layers + 1),
         logits=LOGITS * rows * share(config.vocab_size) * 4,
-        accumulators=sites * reducers * rows * config.d_model * 4,
+        accumulators=2 * sites * reducers * rows * config.d_model * 4,
         prefill=passing(p, 0),
         reading=passing(t, sites),
     )

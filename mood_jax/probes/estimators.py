@@ -3,6 +3,7 @@
 import functools
 
 from mood_jax.errors import UserError
+from mood_jax.probes import inputs
 from mood_jax.probes.directions import Estimator, fit_mean_difference
 from mood_jax.probes.logistic import fit_logistic_cv
 from mood_jax.probes.whitened import fit_whitened
@@ -19,8 +20,9 @@ def estimator(name: str, n_folds: int) -> Estimator:
       name: mean_difference, logistic or whitened.
       n_folds: K of the folds by which `logistic` chooses its penalty.
     Raises:
-      UserError: no estimator has this name.
+      UserError: no estimator has this name, or fewer than one fold.
     """
+    n_folds = inputs.count("n_folds", n_folds)
     if name == "mean_difference":
         return fit_mean_difference
     if name == "logistic":

@@ -5,14 +5,15 @@ no probe counts, so that one program serves them all.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mood_jax.errors import UserError
+from mood_jax.probes import inputs
 from mood_jax.probes.comparisons import half_splits, split_half
 from mood_jax.probes.controls import (
     cutoff_share,
@@ -22,9 +23,9 @@ from mood_jax.probes.controls import (
     random_direction_aucs,
     top_k_share,
 )
-from mood_jax.probes.directions import Estimator, fit_mean_difference
+from mood_jax.probes.directions import Estimator, fit_mean_difference, proportion_of
 from mood_jax.probes.estimators import estimator as estimator_named
-from mood_jax.probes.folds import encode, grouped_folds
+from mood_jax.probes.folds import grouped_folds
 from mood_jax.probes.permutation import pole_swaps, swap_p
 from mood_jax.probes.resampling import (
     bootstrap_counts,
@@ -36,7 +37,7 @@ from mood_jax.probes.resampling import (
 from mood_jax.probes.separation import auc, dprime
 from mood_jax.probes.spans import centred_gram, residual_grams
 from mood_jax.probes.verdicts import manipulation, verdict
-from mood_jax.probes.words import gram_projections, words_of
+from mood_jax.probes.words import gram_projections, taken_texts, words_of
 
 # Axes go through the program in groups of at most this many, whose residualised copies (K an axis and condition) take
 # at most so many bytes.
@@ -194,22 +195,19 @@ def evidence(
       manipulation: label, reason, texts_differ, states_differ (`verdicts.manipulation`), where texts are given.
       n_samples, n_questions, random_direction_percentile, verdict, reason.
     Raises:
-      UserError: an axis with fewer than two questions, arrays of unequal length, an unknown name.
+      UserError: an axis with fewer than two questions, arrays of unequal length, an unknown name, values that are no
+        finite numbers, labels that are none of −1, 0, 1. An axis without one of its poles is no mistake: its verdict is
+        "no variance".
     """
-    random_weights = random_weights or {}
-    if unknown := set(random_weights) - {"in_context", "re_read"}:
-        raise UserError(f"random_weights has no {sorted(unknown)[0]!r}; use 'in_context', 're_read' or both")
-    given = {"re_read": re_read, "in_context": in_context} | {f"random_{c}": h for c, h in random_weights.items()}
-    read = {name: states for name, states in given.items() if states is not None}
-    _estimator(estimator, k, trim)  # an unknown name is an error before anything is computed
-    _check_lengths(sign, **read, question=question, n_tokens=n_tokens, cut=cut, texts=texts)
-    used = [np.flatnonzero(np.asarray(s)) for s in sign]
-
-    def kept(arrays: Sequence) -> list[np.ndarray]:
-        return [np.asarray(array)[rows] for array, rows in zip(arrays, used, strict=True)]
-
-    signs = [s.astype(np.int32) for s in kept(sign)]
-    codes, folds = [encode(q) for q in kept(question)], [grouped_folds(q, k, seed) for q in kept(question)]
+    given = _given(re_read, sign, question, n_tokens, cut, in_context, texts, random_weights)
+    k, seed = inputs.count("k", k, 2), inputs.seed(seed)
+    n_boot, n_perm = inputs.count("n_boot", n_boot), inputs.count("n_perm", n_perm)
+    n_random, n_splits = inputs.count("n_random", n_random), inputs.count("n_splits", n_splits)
+    _estimator(
+        estimator, k, trim := proportion_of("trim", trim)
+    )  # an unknown name is an error before anything is computed
+    read, signs, codes, used = given.states, given.sign, given.question, given.used
+    folds = [grouped_folds(c, k, seed) for c in codes]
     swaps = [pole_swaps(s, c, n_perm, seed) for s, c in zip(signs, codes, strict=True)]
     splits = [half_splits(int(c.max()) + 1, n_splits, seed) for c in codes]
     n = max(len(s) for s in signs)
@@ -219,20 +217,20 @@ def evidence(
         "sign": _stack(signs, n, 0, np.int32),
         "question": _stack(codes, n, -1, np.int32),
         "fold": _stack(folds, n, -1, np.int32),
-        "n_tokens": _stack(kept(n_tokens), n, 0, np.float32),
-        "cut": _stack(kept(cut), n, 0, np.float32),
+        "n_tokens": _stack(given.n_tokens, n, 0, np.float32),
+        "cut": _stack(given.cut, n, 0, np.float32),
         "n_questions": np.array([int(c.max()) + 1 for c in codes], np.int32),
         "swaps": _stack(
             [np.pad(s, ((0, 0), (0, n_questions - s.shape[1])), constant_values=1) for s in swaps], n_swaps, 1, np.int32
         ),
         "valid": _stack([np.ones(len(s), bool) for s in swaps], n_swaps, False, bool),
         "splits": np.stack([np.pad(s, ((0, 0), (0, n_questions - s.shape[1]))) for s in splits]),
-    } | {name: _stack(kept(states), n, 0, np.float32) for name, states in read.items()}
+    } | {name: _stack(states, n, 0, np.float32) for name, states in read.items()}
     words: list[dict[str, Any]] = []  # per axis
-    if texts is not None:
+    if given.texts is not None:
         words = [
             words_of([some[int(i)] for i in rows], *rest)
-            for some, rows, *rest in zip(texts, used, signs, codes, swaps, strict=True)
+            for some, rows, *rest in zip(given.texts, used, signs, codes, swaps, strict=True)
         ]
         grams = [one.pop("gram") for one in words]
         axes["words"] = _stack([np.pad(g, ((0, 0), (0, n - len(g)))) for g in grams], n, 0, np.float32)
@@ -307,12 +305,82 @@ def _stack(arrays: Sequence, n: int, fill: float, dtype: Any) -> np.ndarray:
     return out
 
 
-def _check_lengths(signs: Sequence, **named: Sequence | None) -> None:
-    for name, arrays in named.items():
-        if arrays is None:
-            continue
-        if len(arrays) != len(signs):
-            raise UserError(f"{name} has {len(arrays)} axes where sign has {len(signs)}; give one entry per axis")
-        for a, (array, sign) in enumerate(zip(arrays, signs, strict=True)):
-            if len(array) != len(sign):
-                raise UserError(f"{name} of axis {a} has {len(array)} samples where sign has {len(sign)}")
+class _Given(NamedTuple):
+    """What `evidence` was given, a list over axes each: arrays of the used samples only, whose rows are `used`, and
+    all texts."""
+
+    states: dict[str, list[np.ndarray]]
+    sign: list[np.ndarray]
+    question: list[np.ndarray]
+    n_tokens: list[np.ndarray]
+    cut: list[np.ndarray]
+    texts: list[list[str]] | None
+    used: list[np.ndarray]
+
+
+def _given(
+    re_read: Any, sign: Any, question: Any, n_tokens: Any, cut: Any, in_context: Any, texts: Any, random_weights: Any
+) -> _Given:
+    """Checks all arguments of `evidence` that have an entry an axis, and converts them.
+
+    States are taken about their first row and over a power of two, which no number of the evidence depends on.
+    """
+    random_weights = random_weights or {}
+    if unknown := set(random_weights) - {"in_context", "re_read"}:
+        raise UserError(f"random_weights has no {sorted(unknown)[0]!r}; use 'in_context', 're_read' or both")
+    signs = [inputs.signs(s, name=f"sign of axis {a}", both=False) for a, s in enumerate(_axes("sign", sign))]
+    if not signs:
+        raise UserError("there is no axis; give one entry an axis")
+    used = [np.flatnonzero(s) for s in signs]
+    rows = [len(s) for s in signs]
+
+    def every(name: str, arrays: Any, convert: Callable[[str, Any, int], np.ndarray]) -> list[np.ndarray]:
+        found = _axes(name, arrays)
+        if len(found) != len(signs):
+            raise UserError(f"{name} has {len(found)} axes where sign has {len(signs)}; give one entry per axis")
+        named = [f"{name} of axis {a}" for a in range(len(found))]
+        return [convert(*parts) for parts in zip(named, found, rows, strict=True)]
+
+    def kept(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [array[some] for array, some in zip(arrays, used, strict=True)]
+
+    def states(name: str, arrays: Any) -> list[np.ndarray]:
+        found = kept(every(name, arrays, lambda n, x, r: inputs.numbers(n, x, ndim=2, rows=r)))
+        if len(sizes := {x.shape[1] for x in found}) > 1:
+            raise UserError(
+                f"{name} has states of {' and '.join(map(str, sorted(sizes)))} numbers; give those of one model"
+            )
+        return [inputs.relative32(name, x, ndim=2) for x in found]
+
+    read = {"re_read": re_read, "in_context": in_context} | {f"random_{c}": h for c, h in random_weights.items()}
+    counts = every("n_tokens", n_tokens, lambda n, x, r: inputs.floats32(n, x, rows=r))
+    if any((c < 0).any() for c in counts):
+        raise UserError("n_tokens has a value below 0; give the number of tokens of each response")
+    return _Given(
+        states={name: states(name, h) for name, h in read.items() if h is not None},
+        sign=kept(signs),
+        question=_without_gaps(every("question", question, lambda n, x, r: inputs.groups(n, x, r)), used),
+        n_tokens=kept(counts),
+        cut=kept(every("cut", cut, lambda n, x, r: inputs.flags(n, x, r))),
+        texts=None if texts is None else every("texts", texts, _texts),  # type: ignore[arg-type]
+        used=used,
+    )
+
+
+def _without_gaps(codes: list[np.ndarray], used: list[np.ndarray]) -> list[np.ndarray]:
+    """Question codes of the used samples, without gaps."""
+    return [inputs.groups("question", code[rows]) for code, rows in zip(codes, used, strict=True)]
+
+
+def _texts(name: str, texts: Any, rows: int) -> list[str]:
+    found = taken_texts(name, texts)
+    if len(found) != rows:
+        raise UserError(f"{name} has {len(found)} rows and needs {rows}, one for each of the other arguments")
+    return found
+
+
+def _axes(name: str, arrays: Any) -> list:
+    """One entry an axis, as a list."""
+    if arrays is None or isinstance(arrays, str | bytes | Mapping) or not isinstance(arrays, Iterable):
+        raise UserError(f"{name} needs one entry an axis, not an object of type {type(arrays).__name__}")
+    return list(arrays)

@@ -76,8 +76,9 @@ def _whitened(h: jax.Array, training: jax.Array, scale: jax.Array, at_once: int)
 
 
 def _logistic(h: jax.Array, training: jax.Array, scale: jax.Array, at_once: int) -> Decisions:
-    path = logistic_projections(h, training, jnp.asarray(PENALTIES), spread=scale)
-    halves = logistic_projections(h, training[-2:], jnp.asarray(PENALTIES), spread=scale, vectors=True)
+    del scale  # every column has its own
+    path = logistic_projections(h, training, jnp.asarray(PENALTIES))
+    halves = logistic_projections(h, training[-2:], jnp.asarray(PENALTIES), vectors=True)
     assert halves.vectors is not None
     return Decisions(path.x, path.ok, halves.vectors)
 

@@ -12,10 +12,13 @@ the Gram matrix of the z; the states are read once per training set, for that ma
 Every step goes to the minimum along its line, which makes it converge from anywhere, and along separable data (where
 plain Newton steps move each margin by about 1) fast. Iterations end when nothing is left to gain, at a static bound at
 the latest; under vmap a problem that is done stays as it is, so no result depends on its neighbours.
+
+Every column is standardised by itself, in units of its own largest deviation: whatever the sizes of the columns are
+beside each other, each has the weight that scikit-learn gives it. What a caller gives is brought into such units in
+float64 (`directions.samples`).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +26,10 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from mood_jax.probes.arrays import einsum
-from mood_jax.probes.directions import FLAT, Direction
+from mood_jax.errors import UserError
+from mood_jax.probes import inputs
+from mood_jax.probes.arrays import einsum, length
+from mood_jax.probes.directions import FLAT, Direction, Samples, relative, samples, weights
 from mood_jax.probes.separation import pole_weights, safe_ratio
 from mood_jax.probes.spans import pole_contrast
 
@@ -33,7 +38,7 @@ PENALTIES = (1e4, 1e3, 1e2, 1e1, 1.0)
 # Where there are no folds to choose by: C = 1, as in scikit-learn.
 PENALTY = 1.0
 
-# A column whose SD is below this share of its mean distance from the first sample is constant in float32.
+# A column whose SD is below this share of its distance from the mean of all samples is constant in its training set.
 CONSTANT = 1e-6
 # Held-out losses nearer than this share of the smallest count as tied.
 TIE = 1e-5
@@ -87,12 +92,12 @@ class LogisticChoice(NamedTuple):
 
 
 def newton(
-    gram: jax.Array,
-    sign: jax.Array,
-    penalty: jax.Array | float,
-    start: tuple[jax.Array, jax.Array] | None = None,
+    gram: Any,
+    sign: Any,
+    penalty: Any,
+    start: tuple[Any, Any] | None = None,
     *,
-    max_iterations: jax.Array | int = MAX_ITERATIONS,
+    max_iterations: Any = MAX_ITERATIONS,
 ) -> LogisticFit:
     """Minimises the objective at the head of the file.
 
@@ -104,8 +109,23 @@ def newton(
       better, and with None, zeros.
       max_iterations: the bound.
     Returns:
-      LogisticFit; coefficients are 0 where sign is 0, and everywhere when a pole is empty (converged is then False).
+      LogisticFit; coefficients are 0 where sign is 0, and everywhere when a traced pole is empty (converged is then
+      False).
+    Raises:
+      UserError: a missing pole, a penalty that is not above 0, values that are no finite numbers.
     """
+    gram = jnp.asarray(inputs.floats32("gram", gram, ndim=2, least=1))
+    if gram.shape[0] != gram.shape[1]:
+        raise UserError(f"gram has the shape {list(gram.shape)}; give the inner products [n, n] of n samples")
+    sign = jnp.asarray(weights(sign, len(gram)))
+    penalty = _penalties([penalty])[0]
+    if start is not None:
+        start = (
+            jnp.asarray(inputs.floats32("start", start[0], rows=len(gram))),
+            jnp.asarray(inputs.floats32("start", start[1], ndim=0)),
+        )
+    if not inputs.traced(max_iterations):
+        max_iterations = inputs.count("max_iterations", max_iterations)
     pos, neg, weight = pole_weights(sign)
     both = jnp.any(pos > 0) & jnp.any(neg > 0)
     y = jnp.sign(sign).astype(gram.dtype)
@@ -182,46 +202,79 @@ def _line_minimum(y, cost, f, change, linear, quadratic) -> jax.Array:
 # --- from states ---
 
 
+def _penalties(penalties: Any) -> jax.Array:
+    """Penalties [P] in float32, all above 0."""
+    found = inputs.floats32("penalties", penalties, least=1)
+    if not inputs.traced(found) and (found <= 0).any():
+        raise UserError("a penalty is 0 or below; give 1/C above 0")
+    return jnp.asarray(found)
+
+
+def _own_units(vectors: jax.Array, exponent: Any) -> jax.Array:
+    """Unit directions [..., d] on columns in units of 2^exponent [d] → those in the space of the states."""
+    if exponent is None or not np.ndim(exponent):
+        return vectors
+    found = np.ldexp(np.asarray(vectors, np.float64), exponent.min() - exponent)
+    largest = np.abs(found).max(axis=-1, keepdims=True)
+    found = found / np.where(largest > 0, largest, 1.0)
+    return jnp.asarray(found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1.0), jnp.float32)
+
+
 def logistic_projections(
-    states: jax.Array,
-    training: jax.Array,
-    penalties: jax.Array | Sequence[float] = PENALTIES,
+    states: Any,
+    training: Any,
+    penalties: Any = PENALTIES,
     *,
-    spread: jax.Array | None = None,
+    spread: Any = None,
     vectors: bool = False,
 ) -> LogisticPath:
     """Fits on many training sets of the same samples, and the decision values of all samples on them.
 
-    Per training set the states are read twice: for their SD, and for one Gram matrix [n, d]·[d, n], which is most of
-    the work. All the rest is n × n. One standardised copy of the states exists at a time.
+    Per training set the states are read three times: for their largest deviations, for their SD, and for one Gram
+    matrix [n, d]·[d, n], which is most of the work. All the rest is n × n. One standardised copy of the states exists
+    at a time.
 
     Args:
       states: [n, d].
       training: [S, n] signs, 0 = not in this training set; ±w counts w times.
       penalties: [P], each 1/C; fastest from strong to weak, as each fit starts from the one before.
       spread: root mean squared distance of the samples from their mean, before anything was taken out of the states:
-      the scale on which a difference counts as none; None = that of each training set.
+      the scale on which a difference counts as none; None = each column's own.
       vectors: whether to return the directions too.
     Returns:
       LogisticPath; all is 0, `ok` and `converged` False, where a pole is empty or the poles do not differ.
+    Raises:
+      UserError: values that are no finite numbers, penalties that are not above 0, sizes that differ.
     """
-    strengths = jnp.asarray(penalties, states.dtype)
+    h = inputs.numbers("states", states, ndim=2, least=1)
+    signs = inputs.floats32("training", training, ndim=2, least=1)
+    if signs.shape[1] != len(h):
+        raise UserError(f"training has {signs.shape[1]} columns and needs {len(h)}, one for each of the states")
+    strengths, exponent = _penalties(penalties), None
+    spread = None if spread is None else inputs.number("spread", spread, 0.0)
+    if not inputs.traced(h, signs, spread):
+        h, exponent = relative(h, (signs != 0).any(axis=0), each=spread is None)
+        spread = None if spread is None else np.float32(np.ldexp(spread, -exponent))
+    found = _paths(jnp.asarray(h, jnp.float32), jnp.asarray(signs), strengths, spread, vectors)
+    return found if found.vectors is None else found._replace(vectors=_own_units(found.vectors, exponent))
+
+
+def _paths(states: jax.Array, training: jax.Array, strengths: jax.Array, spread: Any, vectors: bool) -> LogisticPath:
     _, _, weight = pole_weights(training)
     h, mean = _centred(states, weight)
-    total = None if spread is None else jnp.square(spread)
-
     columns = h.T  # samples last: sums over them are in order of memory, and the product of two such is faster
 
     def one_set(parts):
-        z, inverse, variance = _standardised(columns, parts[0], parts[1], total)
-        return einsum("dn,dm->nm", z, z), inverse, jnp.sum(variance)
+        z, inverse = _standardised(columns, parts[0], parts[1])
+        return einsum("dn,dm->nm", z, z), inverse
 
-    gram, inverse, own_total = lax.map(one_set, (weight, mean))
+    gram, inverse = lax.map(one_set, (weight, mean))
     contrast = jax.vmap(pole_contrast)(training)
     difference = einsum("sn,nd->sd", contrast, h)
     live = jnp.sum(inverse > 0, axis=1)
     ok = jnp.any(contrast != 0, axis=1) & (live > 0)
-    ok &= jnp.sum(jnp.square(difference), axis=1) > FLAT**2 * (own_total if total is None else total)
+    if spread is not None:
+        ok &= length(difference, axis=1) > FLAT * spread
     ok &= jnp.sum(jnp.square(difference * inverse), axis=1) > FLAT**2 * live
 
     def path(gram: jax.Array, sign: jax.Array) -> LogisticFit:
@@ -239,19 +292,19 @@ def logistic_projections(
     if vectors:
         # Σ a is 0 but for rounding, which must not meet the mean.
         normal = einsum("spn,nd->spd", a, h) - jnp.sum(a, axis=2)[:, :, None] * mean[:, None, :]
-        normal *= jnp.square(inverse)[:, None, :]
-        norm = jnp.sqrt(jnp.sum(jnp.square(normal), axis=2, keepdims=True))
+        normal = normal * inverse[:, None, :] * inverse[:, None, :]  # in turn, since the square may overflow
+        norm = length(normal, axis=2)[:, :, None]
         unit = safe_ratio(normal, jnp.broadcast_to(norm, normal.shape), 0.0)
     return LogisticPath(x, a, fit.intercept, fit.converged, ok, unit)
 
 
 def fit_logistic(
-    states: jax.Array,
-    sign: jax.Array,
+    states: Any,
+    sign: Any,
     *,
-    penalty: jax.Array | float = PENALTY,
-    spread: jax.Array | None = None,
-    fold: jax.Array | None = None,
+    penalty: Any = PENALTY,
+    spread: Any = None,
+    fold: Any = None,
 ) -> Direction:
     """v ∝ w/sd, the weights of the logistic regression mapped back to the space of the states.
 
@@ -259,25 +312,28 @@ def fit_logistic(
       states: [n, d].
       sign: [n], +1 / −1, 0 = left out; ±w counts w times.
       penalty: 1/C.
-      spread: scale of the states against which a difference counts as none; None = their own.
+      spread: scale of the states against which a difference counts as none; None = each column's own.
       fold: not used.
     Returns:
-      Direction. `ok` is False, and the vector 0, when a pole is empty or the means do not differ.
+      Direction. `ok` is False, and the vector 0, when the means do not differ; of traced signs also when a pole is
+      empty, which is refused in given ones.
+    Raises:
+      UserError: a pole without samples, values that are no finite numbers, a penalty that is not above 0.
     """
-    del fold
-    path = logistic_projections(states, sign[None, :], jnp.asarray(penalty)[None], spread=spread, vectors=True)
+    given = samples(states, sign, spread, fold, weighted=True, each=True)
+    path = _paths(given.states, given.sign[None, :], _penalties([penalty]), given.spread, True)
     assert path.vectors is not None
-    return Direction(path.vectors[0, 0], path.ok[0])
+    return Direction(_own_units(path.vectors[0, 0], given.exponent), path.ok[0])
 
 
 def fit_logistic_cv(
-    states: jax.Array,
-    sign: jax.Array,
+    states: Any,
+    sign: Any,
     *,
     n_folds: int,
-    penalties: Sequence[float] = PENALTIES,
-    spread: jax.Array | None = None,
-    fold: jax.Array | None = None,
+    penalties: Any = PENALTIES,
+    spread: Any = None,
+    fold: Any = None,
 ) -> Direction:
     """`fit_logistic` at the penalty that `choose_logistic` finds, or at `PENALTY` where there are no folds."""
     if fold is None:
@@ -286,13 +342,13 @@ def fit_logistic_cv(
 
 
 def choose_logistic(
-    states: jax.Array,
-    sign: jax.Array,
-    fold: jax.Array,
+    states: Any,
+    sign: Any,
+    fold: Any,
     *,
     n_folds: int,
-    penalties: Sequence[float] = PENALTIES,
-    spread: jax.Array | None = None,
+    penalties: Any = PENALTIES,
+    spread: Any = None,
 ) -> LogisticChoice:
     """The penalty with the smallest held-out log loss per sample, averaged over folds; of tied ones the strongest.
 
@@ -306,10 +362,14 @@ def choose_logistic(
       n_folds: K.
       penalties: [P], each 1/C, strongest first.
       spread: as in `fit_logistic`.
+    Raises:
+      UserError: as `fit_logistic`, and for folds that are no whole numbers.
     """
+    states, sign, spread, fold, exponent = samples(states, sign, spread, fold, weighted=True, each=True)
+    n_folds, strengths = inputs.count("n_folds", n_folds, 1), _penalties(penalties)
     held_out = (fold[None, :] == jnp.arange(n_folds)[:, None]) & (sign != 0)[None, :]  # [K, n]
     training = jnp.concatenate([jnp.where(held_out, 0, sign[None, :]), sign[None, :]])
-    path = logistic_projections(states, training, penalties, spread=spread, vectors=True)
+    path = _paths(states, training, strengths, spread, True)
     assert path.vectors is not None
     weight = held_out * pole_weights(sign)[2][None, :]
     size = jnp.sum(weight, axis=1)
@@ -317,27 +377,32 @@ def choose_logistic(
     loss = safe_ratio(jnp.sum(loss * weight[:, None, :], axis=2), jnp.maximum(size, 1.0)[:, None], 0.0)
     counts = ((size > 0) & path.ok[:-1]).astype(loss.dtype)
     losses = safe_ratio(jnp.sum(loss * counts[:, None], axis=0), jnp.broadcast_to(jnp.sum(counts), loss.shape[1:]), 0.0)
-    strengths = jnp.asarray(penalties, states.dtype)
     best = jnp.argmax(jnp.where(losses <= jnp.min(losses) * (1.0 + TIE), strengths, -jnp.inf))
     return LogisticChoice(
-        Direction(path.vectors[-1, best], path.ok[-1]), strengths[best], losses, path.converged[-1, best]
+        Direction(_own_units(path.vectors[-1, best], exponent), path.ok[-1]),
+        strengths[best],
+        losses,
+        path.converged[-1, best],
     )
 
 
-def standardised_gram(states: jax.Array, sign: jax.Array, *, spread: jax.Array | None = None) -> jax.Array:
+def standardised_gram(states: Any, sign: Any, *, spread: Any = None) -> jax.Array:
     """[n, n] inner products of the states of all samples, standardised (mean, SD with ddof 0) over the used ones.
 
-    A column that is constant over the used samples, or whose SD is rounding beside the others' (below `FLAT` of
-    spread/√d), counts as 0: no weight falls on it, as with scikit-learn, whose scale for it is 1.
+    A column that is constant over the used samples counts as 0: no weight falls on it, as with scikit-learn, whose
+    scale for it is 1.
 
     Args:
       states: [n, d].
       sign: [n], +1 / −1, 0 = left out; ±w counts w times.
-      spread: as in `logistic_projections`.
+      spread: not used; a column's own SD is its scale.
+    Raises:
+      UserError: a pole without samples, values that are no finite numbers.
     """
-    weight = pole_weights(sign)[2]
-    h, mean = _centred(states, weight[None, :])
-    z, _, _ = _standardised(h.T, weight, mean[0], None if spread is None else jnp.square(spread))
+    given: Samples = samples(states, sign, spread, weighted=True, each=True)
+    weight = pole_weights(given.sign)[2]
+    h, mean = _centred(given.states, weight[None, :])
+    z, _ = _standardised(h.T, weight, mean[0])
     return einsum("dn,dm->nm", z, z)
 
 
@@ -351,14 +416,16 @@ def _centred(states: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array
     return h, einsum("sn,nd->sd", weight, h) / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
 
 
-def _standardised(
-    h: jax.Array, weight: jax.Array, mean: jax.Array, total: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """z [d, n], 1/sd [d] (0 for a constant column) and variances [d] with the weights [n] of one training set; h is
-    [d, n]."""
+def _standardised(h: jax.Array, weight: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """z [d, n] and 1/sd [d] (0 for a constant column) with the weights [n] of one training set; h is [d, n].
+
+    Squares are formed in units of the column's largest deviation, a power of two, which changes no digit.
+    """
     deviation = h - mean[:, None]
-    variance = jnp.sum(weight[None, :] * jnp.square(deviation), axis=1) / jnp.maximum(jnp.sum(weight), 1.0)
-    total = jnp.sum(variance) if total is None else total
-    live = variance > jnp.maximum(CONSTANT**2 * jnp.square(mean), FLAT**2 * total / h.shape[0])
+    largest = jnp.max(jnp.where(weight[None, :] > 0, jnp.abs(deviation), 0.0), axis=1)
+    per_unit = jnp.ldexp(jnp.float32(1.0), -jnp.clip(jnp.frexp(largest)[1], -125, 125))
+    scaled = deviation * per_unit[:, None]
+    variance = jnp.sum(weight[None, :] * jnp.square(scaled), axis=1) / jnp.maximum(jnp.sum(weight), 1.0)
+    live = variance > jnp.square(CONSTANT * mean * per_unit)
     inverse = jnp.where(live, lax.rsqrt(jnp.where(live, variance, 1.0)), 0.0)
-    return deviation * inverse[:, None], inverse, variance
+    return scaled * inverse[:, None], inverse * per_unit

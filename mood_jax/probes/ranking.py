@@ -4,11 +4,13 @@ A row is one readout under one estimator with its numbers; where they come from 
 file) does not matter here. Numbers that are not finite count as not measured: they rank last and hold nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isclose, isfinite
 from typing import Literal
 
+from mood_jax.errors import UserError
+from mood_jax.probes import inputs
 from mood_jax.readout import WEIGHTS
 
 Order = Literal["auc", "dprime"]
@@ -41,53 +43,68 @@ class Ranked:
         return min(values) if all(map(isfinite, values)) else float("nan")
 
 
-def ranking(rows: Sequence[Ranked], by: Order = "auc") -> list[Ranked]:
+def _taken(rows: Iterable[Ranked]) -> list[Ranked]:
+    rows = list(rows) if isinstance(rows, Iterable) else [rows]
+    for row in rows:
+        if not isinstance(row, Ranked):
+            raise UserError(f"a row is of type {type(row).__name__}; give rows of `Ranked`")
+    return rows
+
+
+def ranking(rows: Iterable[Ranked], by: Order = "auc") -> list[Ranked]:
     """The rows, best first; equals stay in the order in which they came.
 
     Args:
       by: "auc": by mean AUC, then mean d′. "dprime": by mean d′ alone, as the published tables do. d′ has no upper end
         and grows without limit where the poles hardly vary, so a readout can lead by it that orders no pair better.
+    Raises:
+      UserError: an unknown order, or rows that are no `Ranked`.
     """
     if by not in ("auc", "dprime"):
-        raise ValueError(f"unknown order {by!r}; use 'auc' or 'dprime'")
+        raise UserError(f"unknown order {by!r}; use 'auc' or 'dprime'")
 
     def key(row: Ranked) -> tuple[float, ...]:
         values = (row.mean_auc, row.mean_dprime) if by == "auc" else (row.mean_dprime,)
         return tuple(v if isfinite(v) else -float("inf") for v in values)
 
-    return sorted(rows, key=key, reverse=True)  # stable in reverse too
+    return sorted(_taken(rows), key=key, reverse=True)  # stable in reverse too
 
 
-def holds(rows: Sequence[Ranked], share: float = 0.85) -> list[Ranked]:
-    """The rows whose AUC is at least `share` on every axis, in the order in which they came."""
-    return [row for row in rows if row.worst_auc >= share - ROUNDING]
+def holds(rows: Iterable[Ranked], share: float = 0.85) -> list[Ranked]:
+    """The rows whose AUC is at least `share` on every axis, in the order in which they came.
+
+    Raises UserError for a share that is no number from 0 to 1.
+    """
+    share = inputs.number("share", share, 0.0, 1.0)
+    return [row for row in _taken(rows) if row.worst_auc >= share - ROUNDING]
 
 
-def best_per_reducer(rows: Sequence[Ranked], by: Order = "auc") -> dict[str, Ranked]:
+def best_per_reducer(rows: Iterable[Ranked], by: Order = "auc") -> dict[str, Ranked]:
     """The first of each reducer in `ranking(rows, by)`, in the order in which the reducers come up in `rows`."""
+    rows = _taken(rows)
     best: dict[str, Ranked] = {}
     for row in ranking(rows, by):
         best.setdefault(row.reducer, row)
     return {reducer: best[reducer] for reducer in dict.fromkeys(row.reducer for row in rows)}
 
 
-def production(rows: Sequence[Ranked], sites: Sequence[str] | None = None) -> Ranked | None:
+def production(rows: Iterable[Ranked], sites: Sequence[str] | None = None) -> Ranked | None:
     """The readout of the published system: mean difference, decay_0.9, four sites weighted .1 .2 .3 .4.
 
     Args:
       sites: of which four, where the rows have that weighting of several (those of the presets `article` and `last4`).
     Returns:
-      The row, or None where there is none. Raises ValueError where several fit.
+      The row, or None where there is none. Raises UserError where several fit.
     """
     found = [
         row
-        for row in rows
+        for row in _taken(rows)
         if (row.estimator, row.reducer, len(row.weights)) == ("mean_difference", "decay_0.9", len(WEIGHTS))
         and all(isclose(a, b, abs_tol=ROUNDING) for a, b in zip(row.weights, WEIGHTS, strict=True))
         and (sites is None or row.sites == tuple(sites))
     ]
     if len(found) > 1:
-        raise ValueError(f"several rows are the production readout: {', '.join(row.name for row in found)}; name sites")
+        raise UserError(f"several rows are the production readout: {', '.join(row.name for row in found)}; name sites")
     return found[0] if found else None
 
 

@@ -15,13 +15,17 @@ one positive definite n × n system in the Gram matrix HHᵀ. It is exact, and u
 difference of large terms; its condition is at most d/s.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 
-from mood_jax.probes.arrays import einsum, shifted
+from mood_jax.errors import UserError
+from mood_jax.probes import inputs
+from mood_jax.probes.arrays import einsum, length, shifted
 from mood_jax.probes.arrays import spread as rms_spread
-from mood_jax.probes.directions import FLAT, Direction
+from mood_jax.probes.directions import FLAT, Direction, samples, weights
 from mood_jax.probes.separation import pole_weights, safe_ratio
 from mood_jax.probes.spans import pole_contrast
 
@@ -36,7 +40,18 @@ _RIDGE_MIN_MEAN = 1e-4
 _FLAT_GRAM = 1e-7
 
 
-def ledoit_wolf(gram_within: jax.Array, weight: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
+def _gram(gram: Any) -> jax.Array:
+    found = jnp.asarray(inputs.floats32("gram", gram, ndim=2, least=1))
+    if found.shape[0] != found.shape[1]:
+        raise UserError(f"gram has the shape {list(found.shape)}; give the inner products [n, n] of n samples")
+    return found
+
+
+def _shrinkage(shrinkage: Any) -> Any:
+    return None if shrinkage is None else jnp.asarray(inputs.number("shrinkage", shrinkage, 0.0, 1.0), jnp.float32)
+
+
+def ledoit_wolf(gram_within: Any, weight: Any, d: int) -> tuple[jax.Array, jax.Array]:
     """Shrinkage s in [0, 1] and mean variance tr S/d, from the Gram matrix alone.
 
     Exact: tr S = Σ wᵢ Gᵢᵢ/n, ‖S‖² = Σ wᵢ wⱼ Gᵢⱼ²/n² and Σ wᵢ ‖rᵢ‖⁴ = Σ wᵢ Gᵢᵢ² are all that the formula needs.
@@ -47,7 +62,14 @@ def ledoit_wolf(gram_within: jax.Array, weight: jax.Array, d: int) -> tuple[jax.
       d: number of columns of the states.
     Returns:
       (s, tr S/d); s is 0 where S is a multiple of the identity already, for instance with d = 1.
+    Raises:
+      UserError: no square matrix of finite numbers that float32 holds, weights below 0, d < 1.
     """
+    gram_within, d = _gram(gram_within), inputs.count("d", d)
+    weight = inputs.floats32("weight", weight, rows=len(gram_within))
+    if not inputs.traced(weight) and (weight < 0).any():
+        raise UserError("weight has a value below 0; give how often each sample counts")
+    weight = jnp.asarray(weight)
     count = jnp.maximum(jnp.sum(weight), 1.0)
     squares = jnp.diagonal(gram_within)
     trace = jnp.sum(weight * squares) / count
@@ -60,15 +82,18 @@ def ledoit_wolf(gram_within: jax.Array, weight: jax.Array, d: int) -> tuple[jax.
     return shrinkage, trace / d
 
 
-def within_gram(gram: jax.Array, sign: jax.Array) -> jax.Array:
-    """Gram matrix [n, n] of the states → that of the states centred within their poles, 0 for left-out samples."""
+def within_gram(gram: Any, sign: Any) -> jax.Array:
+    """Gram matrix [n, n] of the states → that of the states centred within their poles, 0 for left-out samples.
+
+    Errors: UserError for no square matrix of finite numbers that float32 holds, and for a missing pole.
+    """
+    gram = _gram(gram)
+    sign = jnp.asarray(weights(sign, len(gram)))
     pos, neg, _ = pole_weights(sign)
     return _recentred(gram, (pos, neg))
 
 
-def whitened_coefficients(
-    gram: jax.Array, sign: jax.Array, d: int, shrinkage: jax.Array | float | None = None
-) -> tuple[jax.Array, jax.Array]:
+def whitened_coefficients(gram: Any, sign: Any, d: int, shrinkage: Any = None) -> tuple[jax.Array, jax.Array]:
     """Coefficients a [n] of the whitened direction v = Σᵢ aᵢ hᵢ, in n × n work whatever d is.
 
     Exact (the head of this file says why), down to a ridge of 2·10⁻⁶ of the total and 10⁻⁴ of the mean variance, below
@@ -80,13 +105,17 @@ def whitened_coefficients(
       d: number of columns of the states.
       shrinkage: s in [0, 1]; None = Ledoit and Wolf's.
     Returns:
-      (a, ok): Σ a = 0, scaled so that the pole means of the projections G a are 1 apart; `ok` is False, and a 0, when a
-      pole is empty or the means do not differ.
+      (a, ok): Σ a = 0, scaled so that the pole means of the projections G a are 1 apart; `ok` is False, and a 0, when
+      the means do not differ; of traced signs also when a pole is empty, which is refused in given ones.
+    Raises:
+      UserError: as `within_gram`, and for d < 1 or a shrinkage outside [0, 1].
     """
+    gram, d, shrinkage = _gram(gram), inputs.count("d", d), _shrinkage(shrinkage)
+    sign = jnp.asarray(weights(sign, len(gram)))
     pos, neg, weight = pole_weights(sign)
     count = jnp.maximum(jnp.sum(weight), 1.0)
     estimate, variance = ledoit_wolf(_recentred(gram, (pos, neg)), weight, d)
-    shrinkage = estimate if shrinkage is None else jnp.asarray(shrinkage, gram.dtype)
+    shrinkage = estimate if shrinkage is None else shrinkage
 
     centred = _recentred(gram, (weight,))
     total = jnp.sum(weight * jnp.diagonal(centred)) / count
@@ -105,14 +134,13 @@ def whitened_coefficients(
     return jnp.where(ok, a / jnp.where(ok, distance, 1.0), 0.0), ok
 
 
-@jax.jit
 def fit_whitened(
-    states: jax.Array,
-    sign: jax.Array,
+    states: Any,
+    sign: Any,
     *,
-    spread: jax.Array | None = None,
-    fold: jax.Array | None = None,
-    shrinkage: jax.Array | float | None = None,
+    spread: Any = None,
+    fold: Any = None,
+    shrinkage: Any = None,
 ) -> Direction:
     """v ∝ Σ⁻¹(μ₊ − μ₋) with the pooled covariance within the poles, shrunk as Ledoit and Wolf do.
 
@@ -123,18 +151,26 @@ def fit_whitened(
       fold: not used.
       shrinkage: s in [0, 1]; None = Ledoit and Wolf's.
     Returns:
-      Direction. `ok` is False, and the vector 0, when a pole is empty or the means do not differ.
+      Direction. `ok` is False, and the vector 0, when the means do not differ; of traced signs also when a pole is
+      empty, which is refused in given ones.
+    Raises:
+      UserError: a pole without samples, values that are no finite numbers, a shrinkage outside [0, 1].
     """
-    del fold
+    given, shrinkage = samples(states, sign, spread, fold, weighted=True), _shrinkage(shrinkage)
+    h = shifted(given.states) if given.exponent is None else given.states  # given ones are about their medians
+    return _fit(h, given.sign, given.spread, shrinkage)
+
+
+@jax.jit
+def _fit(h: jax.Array, sign: jax.Array, spread: Any, shrinkage: Any) -> Direction:
     _, _, weight = pole_weights(sign)
-    h = shifted(states)
     h -= (einsum("n,nd->d", weight, h) / jnp.maximum(jnp.sum(weight), 1.0))[None, :]
     spread = rms_spread(h, sign != 0) if spread is None else spread
     difference = einsum("n,nd->d", pole_contrast(sign), h)
     a, ok = whitened_coefficients(einsum("nd,md->nm", h, h), sign, h.shape[1], shrinkage)
     vector = einsum("n,nd->d", a, h)
-    norm = jnp.sqrt(jnp.sum(jnp.square(vector)))
-    ok &= (jnp.sqrt(jnp.sum(jnp.square(difference))) > FLAT * spread) & (norm > 0)
+    norm = length(vector)
+    ok &= (length(difference) > FLAT * spread) & (norm > 0)
     return Direction(jnp.where(ok, vector / jnp.where(ok, norm, 1.0), 0.0), ok)
 
 

@@ -7,7 +7,9 @@ A row is log(1 + count) of every word, divided by its length. The logarithm, bec
 first. Unit length, so that a long response is not a long vector. Poles that differ in length alone still separate,
 since a longer text has more of the rare words in it: texts do differ then, and `controls.length_only_auc` stands
 beside it. No weighting by rarity: the frequent words (pronouns, hedges, contractions) are where styles differ. The
-vocabulary is that of all texts, which reveals no label.
+vocabulary is that of all texts, which reveals no label. Words are runs of letters, marks and digits after Unicode's
+composition (NFC); scripts without spaces between words (Thai, Lao, Khmer, Burmese, Chinese, Japanese) are counted by
+characters.
 
 Whether the texts differ at all is another question than how well a direction of some of them sorts the others, and has
 a test of its own (`difference_p`): the maximum mean discrepancy of the two poles (Gretton et al., 2012), with the poles
@@ -23,31 +25,49 @@ finds no more; and a response without its counterpart would be centred to nothin
 
 import functools
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mood_jax.errors import UserError
-from mood_jax.probes.folds import encode, grouped_folds, own_fold, standardise
+from mood_jax.probes import inputs
+from mood_jax.probes.folds import grouped_folds, own_fold, standardise
 from mood_jax.probes.permutation import pole_swaps
 from mood_jax.probes.resampling import HeldOut, bootstrap_counts, bootstrap_indices, evaluate
 from mood_jax.probes.separation import safe_ratio
 from mood_jax.probes.spans import pole_contrast
 
-# Runs of letters and digits, with apostrophes inside ("don't"); a character of a script that is written without spaces
-# (kana, Chinese characters) is a word of its own.
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)*")
+# Characters of the scripts that are written without spaces: Thai and Lao, Burmese, Khmer, the Tai scripts of Unicode's
+# line breaking class SA; kana, Bopomofo, Chinese characters with their extensions, half-width kana.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf\U00011700-\U0001174f"
+    "\u3005-\u3007\u3021-\u3029\u3031-\u303c\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+)
+# Combining marks, which are no letters to Python: vowel signs, points, accents without a composed form. Those that only
+# choose a glyph (variation selectors) are taken out before.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.category(c).startswith("M"))
+# Variation selectors, joiners within words, soft hyphens and direction marks: they show nothing and part no words.
+_INVISIBLE = re.compile(
+    "[\u00ad\u061c\u200c-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+# Runs of letters, digits and their marks, with apostrophes inside ("don't"); a character of a script that is written
+# without spaces, with its marks, is a word of its own.
+_RUN = rf"(?:[^\W_{_UNSPACED}]++[{_MARKS}]*+)++"
+WORD = re.compile(rf"(?=\w)[{_UNSPACED}][{_MARKS}]*+|{_RUN}(?:['’]{_RUN})*+")
 # A squared pole difference below this share of the squared spread is rounding of the float32 Gram matrix.
 FLAT_GRAM = 1e-6
 
 
 def split_words(text: str) -> list[str]:
-    """The lower-cased words of a text."""
-    return WORD.findall(text.lower())
+    """The lower-cased words of a text, the same for composed (NFC) and decomposed (NFD) letters."""
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())  # "İ" loses its form by lower()
+    return WORD.findall(_INVISIBLE.sub("", text))
 
 
 def word_counts(texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -101,7 +121,8 @@ def difference_p(counts: np.ndarray, sign: np.ndarray, question: np.ndarray, swa
     weights = positive / np.maximum(positive.sum(axis=1, keepdims=True), 1)
     weights -= negative / np.maximum(negative.sum(axis=1, keepdims=True), 1)
     statistic = np.sum((weights @ kernel) * weights, axis=1)
-    return float(np.mean(statistic >= statistic[0] - 1e-9))
+    # Rows are of length 1, so entries of the kernel are at most 1 and sums are rounded by about 1e-16 of that.
+    return float(np.mean(statistic >= statistic[0] - 1e-12))
 
 
 def telling_words(rows: np.ndarray, sign: np.ndarray, vocabulary: Sequence[str], k: int = 5) -> dict[str, list[str]]:
@@ -151,9 +172,9 @@ def _bag_of_words(gram, sign, question, fold, key, *, n_folds, n_questions, n_bo
 
 
 def bag_of_words_auc(
-    texts: Sequence[str],
-    sign: Sequence[int] | np.ndarray,
-    question: Sequence | np.ndarray,
+    texts: Iterable[str],
+    sign: Any,
+    question: Any,
     *,
     k: int = 5,
     seed: int = 0,
@@ -175,12 +196,14 @@ def bag_of_words_auc(
       as `resampling.heldout`, and p (`difference_p`), n_words (size of the vocabulary), n_empty (responses without a
       word), words (`telling_words`).
     Raises:
-      UserError: fewer than two questions, or arrays of unequal length.
+      UserError: fewer than two questions, arrays of unequal length, a text that is none, labels that are none of −1,
+        0, 1, a missing pole, question ids of several types.
     """
-    if not len(texts) == len(sign) == len(question):
-        raise UserError(f"texts, sign and question differ in length: {len(texts)}, {len(sign)}, {len(question)}")
-    sign = np.asarray(sign, np.int32)
-    fold, code = grouped_folds(question, k, seed), encode(question)
+    texts = taken_texts("texts", texts)
+    sign, code = inputs.signs(sign, len(texts)), inputs.groups("question", question, len(texts))
+    k, seed, n_boot = inputs.count("k", k, 2), inputs.seed(seed), inputs.count("n_boot", n_boot)
+    n_perm = inputs.count("n_perm", n_perm)
+    fold = grouped_folds(code, k, seed)
     swaps = pole_swaps(sign, code, n_perm, seed)
     prepared = words_of([text if s else "" for text, s in zip(texts, sign, strict=True)], sign, code, swaps)
     out = _bag_of_words(
@@ -194,6 +217,17 @@ def bag_of_words_auc(
         n_boot=n_boot,
     )
     return out | prepared
+
+
+def taken_texts(name: str, texts: Iterable[str]) -> list[str]:
+    """The texts as a list; refused where one is none, or where a single text was given."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise UserError(f"{name} needs a list of texts, one a response, not an object of type {type(texts).__name__}")
+    found = list(texts)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"{name}[{i}] is of type {type(text).__name__}; give a text, empty where there is none")
+    return [str(text) for text in found]
 
 
 def words_of(texts: Sequence[str], sign: np.ndarray, question: np.ndarray, swaps: np.ndarray) -> dict:

@@ -15,7 +15,7 @@ from mood_jax import readout as readouts
 from mood_jax.errors import UserError
 from mood_jax.generation import api, engine
 from mood_jax.generation.model import forward, load_model
-from mood_jax.generation.reducers import finish, parse_reducers, reduce, update
+from mood_jax.generation.reducers import finish, parse_reducers, reduce, start, update
 from mood_jax.generation.sampling import Greedy, TopP, response_keys, sample
 from tests.fixtures.tokenizers import FAMILIES, make_tokenizer
 from tests.parity.hf_models import save, tiny
@@ -225,7 +225,7 @@ def test_prompt_positions_have_weight_zero(small):
     for reducer in parse_reducers(REDUCERS):
         whole = np.asarray(reduce(reducer, jax.numpy.asarray(h), rank, count))
         np.testing.assert_array_equal(whole, np.asarray(reduce(reducer, jax.numpy.asarray(other), rank, count)))
-        state = jax.numpy.zeros((3, 8))
+        state = start(reducer, 3, 8)
         for t in range(12):
             state = update(reducer, state, other[:, t], jax.numpy.asarray(rank[:, t] >= 0))
         np.testing.assert_allclose(np.asarray(finish(reducer, state, jax.numpy.asarray(count))), whole, rtol=2e-5)

@@ -163,7 +163,7 @@ def test_hard_cases_in_one_ragged_call():
 def test_lengths_that_disagree_are_a_clear_error():
     states = np.zeros((1, 6, 4))
     sign, question = np.tile([1, -1], 3), np.repeat(np.arange(3), 2)
-    with pytest.raises(UserError, match="n_tokens of axis 0 has 5 samples"):
+    with pytest.raises(UserError, match="n_tokens of axis 0 has 5 rows"):
         evidence(states, [sign], [question], [np.zeros(5)], [np.zeros(6)])
     with pytest.raises(UserError, match="cut has 2 axes"):
         evidence(states, [sign], [question], [np.zeros(6)], [np.zeros(6)] * 2)

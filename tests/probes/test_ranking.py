@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mood_jax.errors import UserError
 from mood_jax.probes.ranking import Ranked, best_per_reducer, describe_sites, holds, production, ranking
 
 NAN = float("nan")
@@ -102,14 +103,14 @@ def test_the_production_row():
     rounded = replace(made, weights=(1 / 10, 2 / 10, 3 / (1 + 2 + 3 + 4), 4 / 10))
     assert production([rounded]) is rounded
     second = replace(made, name="second", sites=("resid_post@4", "resid_post@5", "resid_post@6", "resid_post@7"))
-    with pytest.raises(ValueError, match="several rows are the production readout: made, second"):
+    with pytest.raises(UserError, match="several rows are the production readout: made, second"):
         production([made, second])
     assert production([made, second], LAST4) is made
     assert production([made, second], list(second.sites)) is second
 
 
 def test_an_unknown_order_is_refused():
-    with pytest.raises(ValueError, match="unknown order 'name'"):
+    with pytest.raises(UserError, match="unknown order 'name'"):
         ranking([], "name")  # type: ignore[arg-type]
 
 

@@ -237,7 +237,7 @@ def test_mistakes_are_clear_errors():
         icc(jnp.zeros((1, 5)))
     with pytest.raises(UserError, match="subjects, raters"):
         reliability(np.zeros(5))
-    with pytest.raises(UserError, match="1 of 10 ratings are NaN"):
+    with pytest.raises(UserError, match="ratings has 1 NaN or inf"):
         reliability(np.where(np.arange(10).reshape(5, 2) == 3, np.nan, 0.0))
     with pytest.raises(UserError, match="unknown form of ICC '4'"):
         icc(jnp.zeros((3, 2)), "4")

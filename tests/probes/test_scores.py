@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mood_jax.errors import UserError
 from mood_jax.probes import calibrate_scaling, clip_rate, project, score
 from mood_jax.probes.arrays import masked_quantile
 
@@ -84,5 +85,5 @@ def test_scaling_is_vmapped_over_axes(rng):
 def test_clip_rate_and_unknown_scale():
     np.testing.assert_allclose(clip_rate(jnp.array([[0.5, -1.5, 1.0, 2.0], [0.0, 0.1, 0.2, 0.3]])), [0.5, 0.0])
     scaling = calibrate(jnp.array([0.0, 1.0]), jnp.array([-1, 1]))
-    with pytest.raises(ValueError, match="unknown scale 'z'"):
+    with pytest.raises(UserError, match="unknown scale 'z'"):
         score(jnp.zeros(2), scaling, "z")  # type: ignore[arg-type]

@@ -1,3 +1,6 @@
+import re
+import unicodedata
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
@@ -52,6 +55,92 @@ def test_words_of_hard_texts():
     assert split_words("snake_case") == ["snake", "case"]
     assert split_words("東京は OK") == ["東", "京", "は", "ok"]
     assert split_words("… 🙂 --") == []
+
+
+# Sentences with their words: marks kept, scripts without spaces by characters, the others by spaces.
+SENTENCES = {
+    "हिन्दी की किताब": ["हिन्दी", "की", "किताब"],
+    "தமிழ் நாடு": ["தமிழ்", "நாடு"],
+    "مَرْحَبًا بِكَ": ["مَرْحَبًا", "بِكَ"],
+    "שָׁלוֹם עוֹלָם": ["שָׁלוֹם", "עוֹלָם"],
+    "Tiếng Việt có dấu": ["tiếng", "việt", "có", "dấu"],
+    "x\u0331y a\u0300\u0316b": ["x\u0331y", "à\u0316b"],
+    "สวัสดี": ["ส", "วั", "ส", "ดี"],
+    "ສະບາຍດີ": ["ສ", "ະ", "ບ", "າ", "ຍ", "ດີ"],
+    "សួស្តី": ["សួ", "ស្", "តី"],
+    "မင်္ဂလာ": ["မ", "င်္", "ဂ", "လာ"],
+    "我很好，東京は": ["我", "很", "好", "東", "京", "は"],
+    "がぎ・ｶﾅ𠮷": ["が", "ぎ", "ｶ", "ﾅ", "𠮷"],
+    "한국어 문장 2개": ["한국어", "문장", "2개"],
+    "Ünïcode isn't l’été 3.5": ["ünïcode", "isn't", "l’été", "3", "5"],
+    "İstanbul ΟΔΟΣ": ["i̇stanbul", "οδος"],
+    "می\u200cخواهم co\u00adop": ["میخواهم", "coop"],
+    "❤\ufe0f ok \u0301": ["ok"],
+}
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_words_of_many_scripts_in_either_form(text, form):
+    words = [unicodedata.normalize("NFC", word) for word in SENTENCES[text]]
+    assert split_words(unicodedata.normalize(form, text)) == words
+
+
+def test_no_mark_is_lost_and_no_form_matters(rng):
+    """Random strings of letters with marks: what is no separator is in some word, in the order of the text."""
+    letters = "aéxкдהمคकがह한中ẞ"
+    marks = [chr(c) for c in range(0x300, 0x1E000) if unicodedata.category(chr(c)) in ("Mn", "Mc")]
+    for _ in range(300):
+        parts = ["".join([rng.choice(list(letters)), *rng.choice(marks, rng.integers(3))]) for _ in range(5)]
+        text = unicodedata.normalize("NFC", rng.choice(["", " "]).join(parts))
+        words = split_words(text)
+        assert words == split_words(unicodedata.normalize("NFD", text))
+        shown = "".join(c for c in unicodedata.normalize("NFC", text.lower()) if not "\ufe00" <= c <= "\ufe0f")
+        assert "".join(words) == shown.replace(" ", "")
+
+
+def test_english_words_are_those_of_letters_digits_and_apostrophes(rng):
+    plain = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+    characters = list("abcXYZ019 '’.,-_\n\t!?éß")
+    for _ in range(200):
+        text = "".join(rng.choice(characters, 60))
+        assert split_words(text) == plain.findall(text.lower())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(" ki ki", " ka ka"), (" की की", " का का"), (" ki\u0300", " ki\u0301"), ("กิ", "กี")]
+)
+def test_a_difference_in_marks_alone_is_a_difference(one, other):
+    rng, sign, question = np.random.default_rng(0), np.tile([1, -1], 20), np.repeat(np.arange(20), 2)
+    texts = [" ".join(rng.choice(WORDS, 5)) + (one if s > 0 else other) for s in sign]
+    out = bag_of_words_auc(texts, sign, question, n_boot=50, n_perm=500)
+    assert float(out["auc"]) == 1.0
+    assert out["p"] == pytest.approx(1 / 500, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"texts": "abcd"}, "texts needs a list of texts"),
+        ({"texts": None}, "texts needs a list of texts"),
+        ({"texts": ["a", None, "b", "c"]}, r"texts\[1\] is of type NoneType"),
+        ({"texts": ["a", 3, "b", "c"]}, r"texts\[1\] is of type int"),
+        ({"sign": [1, 0, 1, 0]}, "sign has no −1"),
+        ({"sign": [True, False, True, False]}, "True"),
+        ({"sign": [1, 2, 1, -1]}, "sign has the value 2"),
+        ({"question": [0, None, 1, 1]}, "question needs one id a row"),
+        ({"question": [0, "0", 1, 1]}, "question needs one id a row"),
+        ({"question": [0.0, np.nan, 1.0, 1.0]}, "NaN"),
+        ({"k": 2.5}, "k is 2.5"),
+        ({"seed": -1}, "seed is -1"),
+        ({"n_perm": None}, "n_perm is None"),
+    ],
+)
+def test_what_words_cannot_be_counted_of_is_refused(change, said):
+    given = {"texts": ["a b", "c", "a", "d"], "sign": [1, -1, 1, -1], "question": [0, 0, 1, 1]} | change
+    with pytest.raises(UserError, match=said) as e:
+        bag_of_words_auc(given.pop("texts"), given.pop("sign"), given.pop("question"), **given)
+    assert "\n" not in str(e.value)
 
 
 def test_counts_and_rows_equal_scikit_learn(rng):
@@ -110,8 +199,8 @@ def test_texts_that_do_not_differ_have_no_direction(texts):
 def test_two_responses_a_pole():
     out = bag_of_words_auc(["yes a", "no b", "yes c", "no d"], [1, -1, 1, -1], [0, 0, 1, 1], n_boot=50)
     assert float(out["auc"]) == 1.0
-    one_sided = bag_of_words_auc(["yes a", "no b", "yes c", "no d"], [1, 1, 1, 1], [0, 0, 1, 1], n_boot=50)
-    assert (bool(one_sided["ok"]), float(one_sided["auc"])) == (False, 0.5)
+    with pytest.raises(UserError, match="sign has no −1"):
+        bag_of_words_auc(["yes a", "no b", "yes c", "no d"], [1, 1, 1, 1], [0, 0, 1, 1], n_boot=50)
 
 
 def test_swapping_the_poles_swaps_the_words_and_keeps_the_auc(rng):
@@ -165,7 +254,6 @@ def test_texts_that_do_not_differ_or_have_no_counterpart_have_a_p_of_one(rng):
     assert difference_p(counts, SIGN, QUESTION, pole_swaps(SIGN, QUESTION, 100)) == 1.0
     alone = np.arange(60)  # a question each: nothing can be exchanged
     assert difference_p(word_counts(responses(rng, 0.9))[0], SIGN, alone, pole_swaps(SIGN, alone)) == 1.0
-    assert bag_of_words_auc(["yes a", "no b"] * 2, [1, 1, 1, 1], [0, 0, 1, 1], n_boot=50)["p"] == 1.0
 
 
 def test_telling_words_equal_sorting_the_differences(rng):
@@ -178,5 +266,5 @@ def test_telling_words_equal_sorting_the_differences(rng):
 
 
 def test_lengths_that_disagree_are_a_clear_error():
-    with pytest.raises(UserError, match="differ in length: 1, 2, 2"):
+    with pytest.raises(UserError, match="sign has 2 rows and needs 1"):
         bag_of_words_auc(["a"], [1, -1], [0, 0])
