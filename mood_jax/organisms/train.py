@@ -20,6 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tokenizers import Tokenizer
 
+from mood_jax import numerics
 from mood_jax.artifacts import write_bytes
 from mood_jax.console import Progress
 from mood_jax.errors import UserError
@@ -214,7 +215,7 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
         corpus, tokenizer, config.seed, config.batch_size, config.max_tokens, config.focus, config.focus_until
     )
     optimizer = make_optimizer(config)
-    model = scaled(init_params(families.decoder_config(hf), jax.random.key(config.seed)), hf)
+    model = scaled(init_params(families.decoder_config(hf), numerics.key(config.seed)), hf)
     if config.start_folder is not None:
         model = start_from(config.start_folder, model, tokenizer, spec)
     params = {"model": model} | {
