@@ -45,11 +45,12 @@ def remedy(e: OSError) -> str:
     return _REMEDIES.get(e.errno or 0, f"check the file and its disk, {AGAIN}")
 
 
-def expanded(path: str) -> str:
+def expanded(path: str | os.PathLike[str]) -> str:
     """`~` and `~name` at the beginning of a path → the home folder; every other text as it is.
 
     Raises UserError where there is no such home: the path would be a folder called `~` in the current one.
     """
+    path = os.fspath(path)
     if not path.startswith("~"):
         return path
     found = os.path.expanduser(path)

@@ -26,7 +26,7 @@ FIXED: dict[str, Any] = {
     "jax_random_seed_offset": 0,
     "jax_numpy_dtype_promotion": "standard",
 }
-FIXED_ALLOWED = {"jax_explicit_x64_dtypes": ("WARN", "ERROR")}  # ALLOW keeps float64 where it is asked for
+FIXED_ALLOWED = {"jax_explicit_x64_dtypes": ("warn", "error")}  # ALLOW keeps float64 where it is asked for
 # The settings that change numbers by rounding, with JAX's defaults.
 ROUNDING: dict[str, Any] = {
     "jax_default_matmul_precision": None,
@@ -60,8 +60,8 @@ def check_flags() -> None:
         # Another release of JAX may lack a setting: then it has the behaviour that is the default here.
         if name in there and _plain(there[name]) not in good:
             raise UserError(
-                f"{name} is {_plain(there[name])}, and mood_jax draws and computes under {good[0]} alone; unset the "
-                f"variable {name.upper()}, or call jax.config.update({name!r}, …) back"
+                f"{name} is {_plain(there[name])}, under which draws or dtypes are others; unset {name.upper()}, or "
+                f"call jax.config.update({name!r}, {good[0]!r})"
             )
 
 
@@ -101,6 +101,7 @@ def _telling(variable: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """A setting as JAX writes it: an enumeration by its word."""
     if isinstance(value, Enum):
-        return value.value if isinstance(value.value, str) else value.name
+        return value.value if isinstance(value.value, str) else value.name.lower()
     return value

@@ -69,7 +69,7 @@ def load_model(
         mesh=mesh,
         revision=revision,
         offline=offline,
-        param_cache=files.expanded(str(param_cache)),
+        param_cache=files.expanded(param_cache),
     )
     chat = Chat.from_folder(checkpoint.folder, plain_text=plain_text)
     return Model(checkpoint, chat)

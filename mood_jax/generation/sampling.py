@@ -83,8 +83,8 @@ def sample(sampler: Sampler, logits: jax.Array, keys: jax.Array, token_index: ja
 
 
 def usable(sampler: Sampler, logits: jax.Array) -> jax.Array:
-    """Which rows of the logits [B, V] can be sampled from, bool [B]: no NaN, no +inf, and not all −inf, at the sampler's
-    temperature too. A maximum of NaN and others is NaN."""
+    """Which rows of the logits [B, V] can be sampled from, bool [B]: no NaN, no +inf, and not all −inf, also when they
+    are divided by the sampler's temperature. (The maximum of NaN and others is NaN.)"""
     return jnp.isfinite(jnp.max(logits if isinstance(sampler, Greedy) else logits / sampler.temperature, axis=-1))
 
 
