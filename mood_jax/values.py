@@ -141,6 +141,23 @@ def check_fields(config: Any, checks: Mapping[str, Check], where: str = "config"
             raise UserError(f"{where}.{e}" if str(e).startswith(field) else f"{where}.{field}: {e}") from e
 
 
+def check_numbers(config: Any, may_be_zero: Iterable[str] = (), where: str = "config") -> None:
+    """Holds the numbers of a config against what all of them are: counts of at least 1, finite amounts above 0, a seed.
+
+    may_be_zero: fields whose count may be 0. Numbers in nested configs are not looked at.
+    """
+    free = set(may_be_zero)
+    for field, value in config.items():
+        name = f"{where}.{field}"
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if field == "seed":
+                seed(one, name)
+            elif isinstance(one, int) and not isinstance(one, bool):
+                whole(name, one, 0 if field in free else 1, most=2**63 - 1)
+            elif isinstance(one, float) and number(name, one) <= 0:
+                raise UserError(f"{name} must be above 0, not {one}")
+
+
 def _shown(value: Any) -> str:
     """A value and its kind, short."""
     shown = repr(value)

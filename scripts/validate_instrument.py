@@ -15,7 +15,6 @@ from mood_jax.reports.figures import validation_figure
 from mood_jax.studies import validate, validation
 from mood_jax.studies.subjects import Plan
 
-
 CHECKS: dict[str, values.Check] = {
     "subjects": values.named,
     "samples": values.ranged(1),
