@@ -67,7 +67,7 @@ def check_folder(folder: Path, flag: str = "--workdir") -> None:
     """
     try:
         there = folder.absolute()
-        while not os.path.lexists(there):
+        while not _is_there(there):
             there = there.parent
         if not there.exists():
             raise UserError(f"{flag}={folder}: {there} is a link to nothing; remove it or name another folder")
@@ -82,6 +82,15 @@ def check_folder(folder: Path, flag: str = "--workdir") -> None:
             os.unlink(name)
     except OSError as e:
         raise UserError(f"{flag}={folder} cannot be written to ({reason(e)}); {remedy(e)}") from e
+
+
+def _is_there(path: Path) -> bool:
+    """As os.path.lexists, which takes a name that is too long for one that is missing."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def own_streams() -> None:

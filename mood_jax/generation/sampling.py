@@ -84,8 +84,10 @@ def sample(sampler: Sampler, logits: jax.Array, keys: jax.Array, token_index: ja
 
 def usable(sampler: Sampler, logits: jax.Array) -> jax.Array:
     """Which rows of the logits [B, V] can be sampled from, bool [B]: no NaN, no +inf, and not all −inf, also when they
-    are divided by the sampler's temperature. (The maximum of NaN and others is NaN.)"""
-    return jnp.isfinite(jnp.max(logits if isinstance(sampler, Greedy) else logits / sampler.temperature, axis=-1))
+    are divided by the sampler's temperature."""
+    z = logits if isinstance(sampler, Greedy) else logits / sampler.temperature
+    # NaN is asked for by itself: on a CPU the maximum of NaN and numbers may be a number.
+    return jnp.isfinite(jnp.max(z, axis=-1)) & ~jnp.isnan(z).any(axis=-1)
 
 
 def _uniform(keys: jax.Array, round_: jax.Array | int) -> jax.Array:
