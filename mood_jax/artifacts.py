@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from mood_jax import probes, processes
+from mood_jax import files, probes, processes
 from mood_jax.errors import UserError
 from mood_jax.probes import Scaling
 from mood_jax.readout import PRESETS, Readout, preset
@@ -57,7 +57,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
     except OSError as e:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written ({e.strerror}); make room, then run the same command") from e
+        raise UserError(f"{path} could not be written ({files.reason(e)}); {files.remedy(e)}") from e
 
 
 def _is_written_now(temporary: Path) -> bool:

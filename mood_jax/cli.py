@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mood_jax import processes
+from mood_jax import files, numerics, processes, values
 from mood_jax.compiled import keep_programs
 from mood_jax.errors import UserError
 
@@ -39,8 +40,12 @@ def run(
     `torch_allowed`: main compares with torch; in other scripts' processes it cannot be imported, since transformers
     would do so wherever it is installed, for seconds and hundreds of megabytes, and tokenizers have no need of it.
 
+    `~` is expanded in every field of the config, in the workdir and in the config's path. Before main a workdir is
+    tried: it must be possible to write there.
+
     Exit status: 0 when main returns, 2 with one line on stderr for a UserError, 1 and a traceback for a defect.
     """
+    _prepare_streams()
     if main.__module__ == "__main__" and not torch_allowed:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it is not there
@@ -57,6 +62,8 @@ def run(
     def call(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # jax tells at INFO which backends are not there
         try:
+            if not _has_folder():
+                raise UserError("the current folder has been removed; change to one that is there (cd)")
             if len(argv) > 1:
                 raise UserError(
                     f"unexpected argument {argv[1]!r}; every option is --config.field=value or --workdir=DIR"
@@ -65,12 +72,15 @@ def run(
                 raise UserError("no --config given; name one of configs/*.py")
             if needs_workdir and not workdir_flag.value:
                 raise UserError("no --workdir given; name a folder for what this run writes")
-            if not bucket and "://" in (workdir_flag.value or ""):
+            workdir = workdir_flag.value and files.expanded(workdir_flag.value)
+            flags.FLAGS.workdir = workdir
+            if not bucket and "://" in (workdir or ""):
                 raise UserError(
-                    f"--workdir={workdir_flag.value} is a bucket, and this script writes to local folders; name one "
+                    f"--workdir={workdir} is a bucket, and this script writes to local folders; name one "
                     "(scripts/sweep.py writes to buckets)"
                 )
-            config = _locked(config_flag.value)
+            config = _expanded(_locked(config_flag.value))
+            numerics.check_flags()
             if coordinator.value and not processes_allowed:
                 raise UserError("this script runs in one process; leave --coordinator out")
             if coordinator.value:
@@ -79,7 +89,10 @@ def run(
             elif number.present or this.present:
                 raise UserError("--num_processes and --process_id need --coordinator=host:port of process 0")
             print_header(config, keep_programs())
-            main(config, Path(workdir_flag.value or "."))
+            if workdir and not bucket:
+                processes.on_first(lambda: files.check_folder(Path(workdir)))
+            main(config, Path(workdir or "."))
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, and not when the interpreter ends
             processes.finish()
         except processes.Elsewhere:
             processes.finish()
@@ -94,8 +107,8 @@ def run(
         except OSError as e:
             if e.errno is None:
                 raise
-            where = f": {e.filename}" if e.filename else ""
-            fail(f"{os.strerror(e.errno)}{where}; mend it and run the same command again")
+            where = "" if isinstance(e, BrokenPipeError) or not e.filename else f": {e.filename}"
+            fail(f"{files.reason(e)}{where}; {files.remedy(e)}")
 
     def call_and_end(argv: list[str]) -> None:
         """A process that fails alone ends at once, since the others may never come to the place where it waits."""
@@ -119,8 +132,37 @@ def run(
         fail(str(e))
 
 
+def _prepare_streams() -> None:
+    """Output that always finds a place: a terminal that cannot encode a character shows another one for it."""
+    files.own_streams()
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _has_folder() -> bool:
+    """Is the current folder there? Relative paths, and some libraries, need one."""
+    try:
+        return Path.cwd().exists()
+    except OSError:
+        return False
+
+
+def _arguments(argv: list[str]) -> list[str]:
+    """The command line with `~` expanded in the config's path. Of a field that is given several times the last counts:
+    ml_collections would add the items of lists up, and replace all other values."""
+    names = [a.lstrip("-").partition("=")[0] if a.startswith("-") and "=" in a else "" for a in argv]
+    last = {name: k for k, name in enumerate(names) if name.startswith("config.")}
+    kept = [a for k, a in enumerate(argv) if last.get(names[k], k) == k]
+    return [f"--config={files.expanded(a.partition('=')[2])}" if a.startswith("--config=~") else a for a in kept]
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Flags from the command line; every way in which they, or the config file, can be wrong as a UserError."""
+    argv = _arguments(argv)
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as e:
@@ -169,10 +211,35 @@ def _locked(config: Any) -> ConfigDict:
     return config
 
 
+def _expanded(config: ConfigDict) -> ConfigDict:
+    """The config with `~` expanded in every text, so in whatever is a path. In lists, and between commas, too.
+
+    Raises UserError for a home that is not known, and for a text that no file could hold.
+    """
+
+    def expand(name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return ",".join(files.expanded(part) for part in values.text(f"config.{name}", value).split(","))
+        if isinstance(value, (list, tuple)):
+            return type(value)(expand(name, item) for item in value)
+        return value
+
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _expanded(value)
+        elif (wanted := expand(name, value)) != value:
+            config[name] = wanted
+    return config
+
+
 def fail(message: str) -> None:
-    """Says what the user can mend, on one line, and ends with status 2."""
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Says what the user can do, on one line, and ends with status 2."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # its reader has ended, or its disk is full: what is left in it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with contextlib.suppress(OSError):  # there is nobody left to say it to
+        print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -182,7 +249,7 @@ def print_header(config: Any, programs: str = "not kept") -> None:
 
     import mood_jax
 
-    devices = jax.devices()
+    devices = processes.devices()
     kind = devices[0].device_kind
     of = f" of {processes.count()} processes" if processes.count() > 1 else ""
     print(f"mood_jax {mood_jax.__version__} · jax {jax.__version__} · {len(devices)} × {kind}{of}")

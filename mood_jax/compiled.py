@@ -6,6 +6,7 @@ folder, `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -31,27 +32,39 @@ def machine() -> str:
 
 
 def default_folder() -> Path:
-    """mood_jax/compiled/MACHINE in the user's cache folder."""
+    """mood_jax/compiled/MACHINE in the user's cache folder. Raises UserError where there is no home."""
+    from mood_jax import files
+
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "mood_jax" / "compiled" / machine()
+    return Path(files.expanded(home)) / "mood_jax" / "compiled" / machine()
 
 
 def keep_programs() -> str:
     """Turns the cache on where JAX's variables do not rule it, and says in one line where it is."""
     import jax
 
+    from mood_jax import files
+    from mood_jax.errors import UserError
+
     named = jax.config.values
     if not named["jax_enable_compilation_cache"]:
         return "not kept (JAX_ENABLE_COMPILATION_CACHE)"
     if named["jax_compilation_cache_dir"]:
         return str(named["jax_compilation_cache_dir"])
-    folder = default_folder()
+    try:
+        folder = default_folder()
+    except UserError as e:
+        print(f"compiled programs are not kept: {e}; or set JAX_COMPILATION_CACHE_DIR", file=sys.stderr)
+        return "not kept"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            raise PermissionError(13, os.strerror(13))
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as e:
-        print(f"compiled programs are not kept: {folder}: {e.strerror}; set JAX_COMPILATION_CACHE_DIR", file=sys.stderr)
+        print(
+            f"compiled programs are not kept: {folder}: {files.reason(e)}; set JAX_COMPILATION_CACHE_DIR",
+            file=sys.stderr,
+        )
         return "not kept"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)

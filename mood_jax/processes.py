@@ -69,6 +69,32 @@ def start(coordinator: str, number: int, this: int) -> None:
         raise UserError(f"--coordinator={coordinator}: the processes could not join ({reason})") from e
 
 
+def devices() -> list[Any]:
+    """All devices, of all processes. Raises UserError where JAX finds none, which ends in many kinds of exception."""
+    import jax
+
+    try:
+        return list(jax.devices())
+    except Exception as e:
+        asked = jax.config.values["jax_platforms"]
+        if not asked:
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise UserError(f"JAX finds no device to compute on ({reason}); install jax for the ones here") from e
+        raise UserError(f"JAX_PLATFORMS={asked} names no device of this machine; {_others()}") from e
+
+
+def _others() -> str:
+    """What to do where the platforms that were asked for are not there."""
+    import jax
+
+    jax.config.update("jax_platforms", "")
+    try:
+        there = sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()})
+    except Exception as e:
+        return f"unset it (and without it: {(str(e).strip() or type(e).__name__).splitlines()[0]})"
+    return f"unset it; devices here are {', '.join(there)}"
+
+
 def count() -> int:
     """How many processes there are."""
     import jax

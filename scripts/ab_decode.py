@@ -15,10 +15,12 @@ from mood_jax import cli
 from mood_jax.artifacts import read_json
 from mood_jax.benchmarks import ab
 from mood_jax.errors import UserError
+from mood_jax.values import check_numbers
 
 
 def main(config: Any, workdir: Path) -> None:
     """Runs the experiments of the config."""
+    check_numbers(config)
     workdir.mkdir(parents=True, exist_ok=True)
 
     def child(flags: str, round_: int) -> float:
@@ -28,7 +30,7 @@ def main(config: Any, workdir: Path) -> None:
         command = [sys.executable, *same, f"--workdir={folder}", "--config.experiments=('step',)", "--config.rounds=3"]
         inherited = os.environ.get("XLA_FLAGS", "")
         env = os.environ | {"XLA_FLAGS": f"{inherited} {flags}".strip(), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
             raise UserError(

@@ -28,8 +28,10 @@ from mood_jax.errors import UserError
 from mood_jax.models import families
 from mood_jax.models.checkpoint import hf_shape
 from mood_jax.models.decoder import param_shapes
+from mood_jax.values import check_numbers, one_of
 
 BOUND = 1.25
+BYTES = {"bfloat16": 2, "float32": 4}
 BLOCK = 1 << 24  # bytes that are made, and written again and again
 WAYS = ("read into memory", "read through a buffer", "load", "load and write the cache", "load from the cache")
 
@@ -48,9 +50,10 @@ way, folder, dtype, model, cache = sys.argv[1:]
 files, mesh = sorted(Path(folder).glob("*.safetensors")), make_mesh(1, int(model))
 
 def status(field):
-    return next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(field + ":"))
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(field + ":"))
 
-Path("/proc/self/clear_refs").write_text("5")
+Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 before, start = status("VmRSS"), time.perf_counter()
 if way.startswith("load"):
     kept = load_checkpoint(folder, dtype=dtype, mesh=mesh, param_cache=cache if "cache" in way else "")
@@ -122,13 +125,15 @@ def measure(way: str, folder: Path, config: Any, cache: Path) -> dict[str, float
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={config.mesh_model}"}
     env["PYTHONPATH"] = str(Path(__file__).parent.parent)
     command = [sys.executable, "-c", CHILD, way, str(folder), config.dtype, str(config.mesh_model), str(cache)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise UserError(f"{way} failed: {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(config: Any, workdir: Path) -> None:
+    check_numbers(config)
+    one_of(BYTES, "config.dtype")("dtype", config.dtype)
     folder, cache = workdir / "checkpoint", workdir / "cache"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +149,7 @@ def main(config: Any, workdir: Path) -> None:
         if not config.keep:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(cache, ignore_errors=True)
-    held = n_params * {"bfloat16": 2, "float32": 4}[config.dtype]
+    held = n_params * BYTES[config.dtype]
     bound = BOUND * max(largest, held)
     result = report(found, largest, held, bound)
     artifacts.write_json(workdir / "loading.json", result | {"config": config.to_dict()})

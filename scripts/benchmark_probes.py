@@ -33,6 +33,7 @@ from mood_jax.probes.logistic import logistic_projections
 from mood_jax.probes.permutation import pole_swaps, swap_p
 from mood_jax.probes.resampling import bootstrap_counts, bootstrap_indices, cross_validated_projections, evaluate
 from mood_jax.probes.spans import centred_gram
+from mood_jax.values import check_numbers
 
 
 def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
@@ -50,12 +51,12 @@ def peak_growth(function: Callable[[], Any]) -> int:
     """Bytes by which a run raises this process' resident memory at its highest, above what it holds before (Linux)."""
 
     def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have freed goes back, or this one would hide in it
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark begins anew
     before = status("VmRSS")
     function()
     return status("VmHWM") - before
@@ -170,6 +171,7 @@ def resampling(config: Any, rng: np.random.Generator) -> dict[str, float]:
 
 
 def main(config: Any, workdir: Path) -> None:
+    check_numbers(config)
     rng = np.random.default_rng(config.seed)
     found = {"grid": grid(config, rng), "logistic": logistic(config, rng), "resampling": resampling(config, rng)}
     rows = []

@@ -43,6 +43,7 @@ from mood_jax.models import families
 from mood_jax.models.checkpoint import find_folder, save_checkpoint
 from mood_jax.models.sharding import make_mesh
 from mood_jax.parity import random_params
+from mood_jax.values import check_numbers, one_of
 
 TEMPERATURE, TOP_P = 0.7, 0.9
 OURS: dict[str, dict[str, Any]] = {
@@ -278,6 +279,8 @@ def beside_shape(config: Any) -> throughput.Others:
 
 def main(config: Any, workdir: Path) -> None:
     """Measures every path, prints the table, writes benchmark.json."""
+    check_numbers(config, ("torch_threads", "n_layers"))
+    one_of(("float32", "bfloat16"))("dtype", config.dtype)
     workdir.mkdir(parents=True, exist_ok=True)
     if "shape" in config:
         throughput.measure(config, workdir, cli.Clock(), beside_shape(config) if config.hf else None)

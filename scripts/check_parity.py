@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from mood_jax import artifacts, cli, parity
+from mood_jax import artifacts, cli, parity, values
 from mood_jax.console import table
 from mood_jax.errors import UserError
 from mood_jax.generation.chat import Chat
@@ -37,6 +37,7 @@ LENGTHS = (24, 17, 5)  # of random ids, where there is no tokenizer
 def main(config: Any, _: Path) -> None:
     import torch_reference  # raises UserError where torch is missing
 
+    values.check_numbers(config)
     if config.dtype not in (*DTYPES, "both"):
         raise UserError(f"config.dtype is {config.dtype!r}; use {', '.join(DTYPES)} or both")
     dtypes = list(DTYPES) if config.dtype == "both" else [config.dtype]

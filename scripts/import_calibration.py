@@ -12,12 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mood_jax import artifacts, cli, published
+from mood_jax import artifacts, cli, published, values
 from mood_jax.errors import UserError
 from mood_jax.studies import calibrate
 from mood_jax.studies import config as study
 
-FIELDS = ("axes_file", "compare", "n_layers")
+CHECKS: dict[str, values.Check] = {"axes_file": values.text, "compare": values.text, "n_layers": values.ranged()}
 
 
 def main(config: Any, workdir: Path) -> None:
@@ -46,9 +46,10 @@ def main(config: Any, workdir: Path) -> None:
 
 def check(config: Any) -> None:
     """Raises UserError where the config does not say what is to be imported, or for what."""
-    missing = [field for field in FIELDS if field not in config]
+    missing = [field for field in CHECKS if field not in config]
     if missing:
         raise UserError(f"the config lacks {', '.join(missing)}; use --config=configs/import.py")
+    values.check_fields(config, CHECKS)
     if not config.axes_file:
         raise UserError("no axes to import; name a file: --config.axes_file=axes_set_A.npz")
     if config.readout != "article":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mood_jax import cli, processes
+from mood_jax.artifacts import Calibration
 from mood_jax.organisms.export import planted_truth
 from mood_jax.organisms.grammar import AXES
 from mood_jax.reports import evidence, runs, tables
@@ -24,6 +25,8 @@ SHIPPED = Path(__file__).parent.parent / "calibrations"
 def main(config: Any, workdir: Path) -> None:
     clock = cli.Clock()
     source = study.source_bank(config)
+    if config.calibration:  # whether it fits the model is seen when that is there
+        processes.on_first(lambda: len(Calibration.load(config.calibration).axes))
     model = study.load(config)
     clock.mark("load")
     folder, calibration = find.calibration(model, config.calibration, workdir, SHIPPED)

@@ -10,10 +10,12 @@ from typing import Any
 
 from mood_jax import cli
 from mood_jax.benchmarks import scale
+from mood_jax.values import check_numbers
 
 
 def main(config: Any, workdir: Path) -> None:
     """Prints the table; nothing is measured."""
+    check_numbers(config)
     workdir.mkdir(parents=True, exist_ok=True)
     scale.measure(config, workdir)
 

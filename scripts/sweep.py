@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from mood_jax import cli, processes
+from mood_jax import cli, files, processes, values
 from mood_jax.compiled import CompileLog
 from mood_jax.errors import UserError
 from mood_jax.reports import sweeps
@@ -27,10 +27,17 @@ from mood_jax.studies import sweep
 
 STATUS = flags.DEFINE_bool("status", False, "Show what is done and what is not, and make nothing.")
 SHOWN = 0.5  # seconds
+CHECKS: dict[str, values.Check] = {
+    "seeds": values.each(lambda name, seed: values.seed(seed, name), 1),
+    "states": values.flag,
+    "scratch": values.text,
+    "profile": values.flag,
+}
 SHARD = flags.DEFINE_string("shard", "", "i/n: make the i-th of n parts of the units, i from 0.")
 
 
 def main(config: Any, _: Path) -> None:
+    values.check_fields(config, {"models": lambda *_: None} | CHECKS)
     workdir = epath.Path(flags.FLAGS.workdir)
     every = sweep.units(config)
     chosen = sweep.shard(every, SHARD.value)
@@ -51,6 +58,7 @@ def main(config: Any, _: Path) -> None:
 def make(config: Any, workdir: epath.Path, chosen: tuple[sweep.Unit, ...]) -> dict[sweep.Unit, str]:
     """Makes the units. Every program that is compiled goes to compiled.txt, those of SHOWN seconds to the terminal."""
     local = Path(workdir) if sweep.is_local(workdir) else sweep.scratch_folder(config, workdir)
+    processes.on_first(lambda: files.check_folder(local, "--workdir" if local == Path(workdir) else "config.scratch"))
     if processes.is_first():
         local.mkdir(parents=True, exist_ok=True)
     trace = [local / "trace"] if config.profile else []

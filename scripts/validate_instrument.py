@@ -8,16 +8,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mood_jax import artifacts, bank, cli
+from mood_jax import artifacts, bank, cli, values
 from mood_jax.console import table
 from mood_jax.errors import UserError
 from mood_jax.reports.figures import validation_figure
 from mood_jax.studies import validate, validation
 from mood_jax.studies.subjects import Plan
 
+CHECKS: dict[str, values.Check] = {
+    "subjects": values.named,
+    "samples": values.ranged(1),
+    "pole_samples": values.ranged(1),
+    "seed": lambda _, seed: values.seed(seed),
+    "calibration_tokens": values.ranged(1),
+    "profile_tokens": values.ranged(1),
+    "null_seeds": values.ranged(),
+    "jobs": values.ranged(),
+}
+
 
 def main(config: Any, workdir: Path) -> None:
     """Measures the organisms' identities, prints planted beside measured and the checks; fails when a check does."""
+    values.check_fields(config, CHECKS)
+    values.seed(config.seed + max(config.null_seeds - 1, 0), "the last of config.null_seeds")
     clock = cli.Clock()
     plan = Plan(config.samples, config.pole_samples, config.seed, config.calibration_tokens, config.profile_tokens)
     found = validate.run(

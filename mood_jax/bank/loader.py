@@ -27,6 +27,7 @@ from mood_jax.bank.records import (
 )
 from mood_jax.bank.validate import validate
 from mood_jax.errors import UserError
+from mood_jax.files import expanded
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent
@@ -62,7 +63,7 @@ def compose(path: Path, what: str = "bank") -> Entry:
         raise UserError(f"{path}:1: YAML: nested too deep for a {what}; keep to its format") from None
     if node is None:
         raise UserError(f"{path}:1: format: the file is empty; begin it with `format: {FORMAT}`")
-    return Entry(node, str(path), "")
+    return Entry(node, str(path), "", text)
 
 
 def _read(path: Path, rank: int) -> tuple[dict[str, dict[str, Record]], dict[str, Place]]:
@@ -188,4 +189,4 @@ def load(path: str | os.PathLike[str], check: bool = True) -> Bank:
     Raises `UserError("bank.yaml:12: field: what is wrong; remedy")` at the first mistake. `check=False` leaves out
     the checks of the texts (near duplicates, pole words, lengths of instruction pairs); see `validate.problems`.
     """
-    return read_files([Path(path)], base=shipped(), check=check)
+    return read_files([Path(expanded(path))], base=shipped(), check=check)

@@ -5,8 +5,9 @@ their lines. `schema.json` says the same of the format as this file does.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import yaml
@@ -50,7 +51,27 @@ _KINDS = {
     "tag:yaml.org,2002:map": "a mapping",
 }
 
+_COMMENT = re.compile(r"[ \t]+(#[^\r\n]*)")
+# Letters and symbols without any ink: fillers of Hangul, inherent vowels of Khmer, the blank of Braille.
+_BLANK = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+
 Lines = dict[str, int]
+
+
+def unfit(text: str) -> str | None:
+    """Why a text cannot be said to a model, with the remedy: characters that are none, or nothing to be seen."""
+    for character in text:
+        kind = unicodedata.category(character)
+        if (kind == "Cc" and character not in "\n\t") or kind == "Cs" or ord(character) & 0xFFFE == 0xFFFE:
+            return f"the text holds the control character U+{ord(character):04X}; remove it"
+    if not any(unicodedata.category(c)[0] in "LNPS" and c not in _BLANK for c in text):
+        codes = ", ".join(f"U+{ord(c):04X}" for c in dict.fromkeys(text))
+        return f"the text holds nothing that can be seen ({codes}); write one or remove it"
+    return None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "…")
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,7 @@ class Entry:
     node: yaml.Node
     file: str
     path: str
+    source: str = field(default="", repr=False)  # the file's text, which knows what YAML has left out
 
     @property
     def line(self) -> int:
@@ -67,7 +89,7 @@ class Entry:
 
     def at(self, name: str) -> "Entry":
         """This entry under the name of one of its fields, for a message about that field."""
-        return Entry(self.node, self.file, f"{self.path}.{name}".lstrip("."))
+        return Entry(self.node, self.file, f"{self.path}.{name}".lstrip("."), self.source)
 
     def fail(self, message: str, line: int | None = None) -> NoReturn:
         raise UserError(f"{self.file}:{line or self.line}: {self.path}: {message}")
@@ -89,7 +111,7 @@ class Entry:
         fields: dict[str, Entry] = {}
         for key, value in self.node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else "?"
-            entry = Entry(value, self.file, f"{self.path}.{name}".lstrip("."))
+            entry = Entry(value, self.file, f"{self.path}.{name}".lstrip("."), self.source)
             if name not in known:
                 entry.fail(f"unknown field; use one of: {', '.join(known)}", key.start_mark.line + 1)
             if name in fields:
@@ -103,14 +125,42 @@ class Entry:
     def items(self) -> list["Entry"]:
         if not isinstance(self.node, yaml.SequenceNode):
             self._expected("a list")
-        return [Entry(node, self.file, f"{self.path}[{i}]") for i, node in enumerate(self.node.value)]
+        return [Entry(node, self.file, f"{self.path}[{i}]", self.source) for i, node in enumerate(self.node.value)]
 
-    def text(self) -> str:
+    def word(self) -> str:
+        """A text that names something, such as an id."""
         if self.node.tag != "tag:yaml.org,2002:str":
             self._expected("text")
         text = self.node.value.strip()
         if not text:
             self.fail("the text is empty; write one or remove it")
+        if wrong := unfit(self.node.value):
+            self.fail(wrong)
+        return text
+
+    def text(self) -> str:
+        """A text that is said to a model or shown to people: what was written, but for white space that YAML drops.
+
+        What YAML would leave out of it is an error: a comment behind it, and a beginning that YAML reads as its own.
+        Unicode is kept as it is written.
+        """
+        text = self.word()
+        kept = self.node.value.strip(" \t\r\n") if self.node.style not in ("'", '"') else self.node.value
+        if kept != text:
+            self.fail("the text begins or ends with white space in quotes, or of a special kind; remove it")
+        start, end = self.node.start_mark.index, self.node.end_mark.index
+        plain = self.node.style in (None, "")
+        if plain and (comment := _COMMENT.match(self.source, end)):
+            self.fail(
+                f"the text ends before {_short(comment[1])}, which YAML takes for a comment; put the text in quotes, "
+                "or the comment on a line of its own"
+            )
+        mark = self.source[start : start + 1]
+        if mark == "!" and not self.source.startswith("!!str ", start):
+            self.fail("YAML takes the `!` at the beginning for its own; put the text in quotes")
+        anchor = self.source[start + 1 :].split(None, 1)[0] if mark == "&" else ""
+        if anchor and not re.search(rf"\*{re.escape(anchor)}\b", self.source):
+            self.fail("YAML takes the `&` at the beginning for its own; put the text in quotes")
         return text
 
     def texts(self, name: str, lines: Lines) -> tuple[str, ...]:
@@ -142,7 +192,7 @@ def _pole(entry: Entry, side: str, lines: Lines) -> Pole:
 
 def _axis(entry: Entry, lines: Lines) -> Axis:
     fields = _fields(entry, lines, ("id", "positive", "negative"))
-    id = fields["id"].text()
+    id = fields["id"].word()
     if not AXIS_ID.fullmatch(id) or id in RESERVED:
         fields["id"].fail(f"{id!r} cannot name an axis; use lower-case words joined by _, as in warm_cold")
     positive, negative = (_pole(fields[side], side, lines) for side in ("positive", "negative"))
@@ -158,14 +208,14 @@ def _axis(entry: Entry, lines: Lines) -> Axis:
 
 def _question(entry: Entry, lines: Lines) -> Question:
     fields = _fields(entry, lines, ("id", "text"), ("topic",))
-    id, text = fields["id"].text(), fields["text"].text()
+    id, text = fields["id"].word(), fields["text"].text()
     parts = QUESTION_ID.fullmatch(id)
     if not parts:
         fields["id"].fail(f"{id!r} is not a question id; write AXIS/SET/NN (as warm_cold/A/07) or profile/NN")
     if parts["axis"] is None:
         if "topic" not in fields:
             entry.at("topic").fail(f"missing field; add one of: {', '.join(TOPICS)}")
-        topic = fields["topic"].text()
+        topic = fields["topic"].word()
         if topic not in TOPICS:
             fields["topic"].fail(f"unknown topic {topic!r}; use one of: {', '.join(TOPICS)}")
         return Question(id, text, None, PROFILE, topic)
@@ -178,7 +228,7 @@ def _question(entry: Entry, lines: Lines) -> Question:
 
 def _scenario(entry: Entry, lines: Lines) -> Scenario:
     fields = _fields(entry, lines, ("id", "turns"), ("system",))
-    id = fields["id"].text()
+    id = fields["id"].word()
     parts = SCENARIO_ID.fullmatch(id)
     if not parts or parts["kind"] not in SCENARIO_KINDS:
         kinds = ", ".join(SCENARIO_KINDS)
@@ -197,7 +247,7 @@ def _scenario(entry: Entry, lines: Lines) -> Scenario:
 
 def _dialogue(entry: Entry, lines: Lines) -> Dialogue:
     fields = _fields(entry, lines, ("id", "situation", "turns"), ("recovery",))
-    id = fields["id"].text()
+    id = fields["id"].word()
     parts = DIALOGUE_ID.fullmatch(id)
     if not parts:
         fields["id"].fail(f"{id!r} is not a dialogue id; write conflict/CATEGORY/NN or control/NN")
@@ -214,7 +264,7 @@ def _dialogue(entry: Entry, lines: Lines) -> Dialogue:
 
 def _prompt(entry: Entry, lines: Lines) -> Prompt:
     fields = _fields(entry, lines, ("id", "text"))
-    id = fields["id"].text()
+    id = fields["id"].word()
     parts = PROMPT_ID.fullmatch(id)
     if not parts:
         fields["id"].fail(f"{id!r} is not a prompt id; write layerwise/CATEGORY/NN or anchor/STYLE/NN")

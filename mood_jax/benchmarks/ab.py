@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mood_jax import numerics
 from mood_jax.artifacts import write_bytes, write_json
 from mood_jax.benchmarks import decoding
 from mood_jax.benchmarks.decoding import Form
@@ -106,7 +107,7 @@ def chunks_experiment(bench: Bench) -> Experiment:
 def samplers_experiment(bench: Bench, vocabulary: int) -> Experiment:
     """Ours against a sort and against the most probable token, on logits of a realistic spread."""
     shape = (bench.config.batch_size, vocabulary)
-    logits = 3 * jax.random.normal(jax.random.key(bench.config.seed), shape, jnp.float32)
+    logits = 3 * jax.random.normal(numerics.key(bench.config.seed), shape, jnp.float32)
     programs = {
         "ours": jax.jit(partial(sample, SAMPLER)),
         "sorted": jax.jit(partial(sorted_top_p, sampler=SAMPLER)),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mood_jax import numerics
 from mood_jax.generation import engine
 from mood_jax.generation.sampling import TopP
 from mood_jax.models import layers
@@ -24,7 +25,9 @@ from mood_jax.models.decoder import LayerCache, grow_cache
 
 def sorted_top_p(logits: jax.Array, keys: jax.Array, token_index: jax.Array, sampler: TopP) -> jax.Array:
     """Top-p as most programs write it: sort, cumulate, cut, draw. float32 [B, V] → int32 [B]."""
-    typed = jax.vmap(lambda k: jax.random.fold_in(k, token_index))(jax.random.wrap_key_data(keys, impl="threefry2x32"))
+    typed = jax.vmap(lambda k: jax.random.fold_in(k, token_index))(
+        jax.random.wrap_key_data(keys, impl=numerics.IMPLEMENTATION)
+    )
     order = jnp.argsort(-logits, axis=-1, stable=True)
     weights = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1) / sampler.temperature, axis=-1)
     cumulative = jnp.cumsum(weights, axis=-1)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import jax
 import numpy as np
 
+from mood_jax import numerics, values
 from mood_jax.errors import UserError
 from mood_jax.generation import engine
-from mood_jax.generation.batching import Batch, check_ids, default_ids, make_batches, make_read_batches, render_all
+from mood_jax.generation.batching import (
+    Batch,
+    check_ids,
+    default_ids,
+    make_batches,
+    make_read_batches,
+    render_all,
+    token_ids,
+)
 from mood_jax.generation.model import Model
 from mood_jax.generation.prefix import Carry, share
 from mood_jax.generation.reducers import parse_reducers
 from mood_jax.generation.rows import Rows
-from mood_jax.generation.sampling import Greedy, Sampler
+from mood_jax.generation.sampling import Greedy, Sampler, TopP
 from mood_jax.models import sharding
 from mood_jax.models.decoder import resolve_sites
 from mood_jax.models.sharding import batch_sharding, cache_sharding, to_host
@@ -123,13 +133,14 @@ def plan(
     prompt_slots: the cache has room for prompts of so many tokens even where all are shorter, so that runs of shorter
         and longer ones share their compiled decode steps; the rest is masked.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if span not in ("response", "article"):
-        raise UserError(f"unknown span {span!r}; use 'response' or 'article'")
+    numerics.check_flags()
+    max_new_tokens, seed = values.whole("max_new_tokens", max_new_tokens, 1), values.seed(seed)
+    prompt_slots = values.whole("prompt_slots", prompt_slots)
+    _check_span(span)
+    if not isinstance(sampler, (Greedy, TopP, NoneType)):
+        raise UserError(f"the sampler must be Greedy() or TopP(p, temperature=…), not {sampler!r}")
     rendered = render_all(model.chat, prompts)
-    names = list(ids) if ids is not None else default_ids([r.hash for r in rendered])
-    check_ids(names, len(rendered))
+    names = check_ids(default_ids([r.hash for r in rendered]) if ids is None else ids, len(rendered))
     lengths = [len(r.token_ids) for r in rendered]
     _check_context(model, names, [n + max_new_tokens for n in lengths], f" (with {max_new_tokens} new tokens)")
     _check_token_ids(model, names, [r.token_ids for r in rendered])
@@ -161,18 +172,21 @@ def generate(
     """Generates one response a prompt and reduces its hidden states on the way.
 
     Args:
-        prompts: each a string (one user message), a list of chat messages, or a list of token ids.
+        prompts: each a string (one user message), a list of chat messages, or a list of token ids. Arrays, tuples and
+            generators are taken as lists are.
         max_new_tokens: the budget of a response, at least 1 (default 200).
         sampler: `Greedy()` (default) or `TopP(p, temperature=)`; the checkpoint's own sampling defaults are not used.
         seed, ids: a response's random numbers depend on the seed, its id and the token's index, and on nothing else.
-            Default ids are the prompt's hash and its occurrence.
+            Default ids are the prompt's hash and its occurrence. A seed is one of 0 … 2³² − 1, an id a text.
         sites: "last4" (default), "all", "none", or a list such as ["embed", "resid_post@3", "final_norm"].
         reducers: any of "mean", "decay_0.9" (any γ), "last", "max_abs".
         span: "response" (default), or "article" for the published pooling (see `engine`).
         batch_size: rows a batch (default 64). Results do not depend on it beyond rounding.
         on_batch: called with the number of rows after each batch.
 
-    Raises UserError: no prompts, an empty one, one that does not fit the context, unknown site or reducer, NaN states.
+    Raises UserError: no prompts, an empty one, one that does not fit the context, unknown site or reducer, a value of
+    another kind than it should be (3.5 tokens, an id that is a number), settings of JAX under which draws would be
+    others, and logits or states that are not finite.
     """
     work = plan(model, prompts, **options)
     parts = []
@@ -284,6 +298,8 @@ def plan_read(
     batch_size: int = 64,
 ) -> ReadPlan:
     """Checks and prepares what `read` runs; the arguments are the same."""
+    numerics.check_flags()
+    _check_span(span)
     names, kinds = resolve_sites(model.config, sites), parse_reducers(reducers)
     if not names or not kinds:
         raise UserError("read needs at least one site and one reducer")
@@ -311,8 +327,16 @@ def _response_tokens(
     if isinstance(responses, Responses):
         tokens = [tuple(int(x) for x in t) for t in responses.tokens]
         return tokens, np.asarray([f == "length" for f in responses.finish], np.int32), responses.ids
-    tokens = [tuple(model.chat.encode(r)) if isinstance(r, str) else tuple(int(x) for x in r) for r in responses]
+    tokens = [
+        tuple(model.chat.encode(r)) if isinstance(r, str) else token_ids(f"responses[{i}]", r)
+        for i, r in enumerate(values.items("responses", responses))
+    ]
     return tokens, np.zeros(len(tokens), np.int32), tuple(f"response {i}" for i in range(len(tokens)))
+
+
+def _check_span(span: Any) -> None:
+    if span not in ("response", "article"):
+        raise UserError(f"unknown span {span!r}; use 'response' or 'article'")
 
 
 def _check_context(model: Model, ids: Sequence[str], lengths: Sequence[int], what: str) -> None:

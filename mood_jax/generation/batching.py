@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mood_jax import values
 from mood_jax.errors import UserError
 from mood_jax.generation.chat import Chat
 
@@ -53,8 +54,9 @@ def default_ids(hashes: Sequence[str]) -> list[str]:
     return ids
 
 
-def check_ids(ids: Sequence[str], n: int) -> None:
-    """One id a prompt, each once. (Two ids of equal crc32 would share their random numbers.)"""
+def check_ids(ids: Iterable[str], n: int) -> list[str]:
+    """The ids of n prompts: one a prompt, each once. (Two ids of equal crc32 would share their random numbers.)"""
+    ids = [values.text(f"ids[{i}]", name) for i, name in enumerate(values.items("ids", ids))]
     if len(ids) != n:
         raise UserError(f"{len(ids)} ids for {n} prompts; give one id a prompt")
     twice = [i for i, c in Counter(ids).items() if c > 1]
@@ -65,6 +67,7 @@ def check_ids(ids: Sequence[str], n: int) -> None:
         other = crcs.setdefault(zlib.crc32(i.encode()), i)
         if other != i:
             raise UserError(f"the response ids {other!r} and {i!r} have the same crc32; rename one of them")
+    return ids
 
 
 def make_batches(
@@ -77,8 +80,7 @@ def make_batches(
     one compiled shape and a row never depends on how many others there are. Where there are fewer sequences than
     `batch_size` a batch is as large as they are many, or of that size all the same if `full`.
     """
-    if batch_size < 1:
-        raise UserError(f"the batch size must be at least 1, not {batch_size}")
+    batch_size = values.whole("the batch size", batch_size, 1)
     size = batch_size if full else min(batch_size, max(len(sequences), 1))
     size = -(-size // divisor) * divisor
     order = sorted(range(len(sequences)), key=lambda row: (bucket(len(sequences[row])), row))
@@ -98,8 +100,7 @@ def make_read_batches(
     Reading does the same work a token whatever the number of rows, so small batches lose nothing, and rows of like
     length stand together with less padding. Rows are sorted the longest bucket first; only the last batch is filled up.
     """
-    if batch_size < 1:
-        raise UserError(f"the batch size must be at least 1, not {batch_size}")
+    batch_size = values.whole("the batch size", batch_size, 1)
     order = sorted(range(len(sequences)), key=lambda row: (-bucket(len(sequences[row])), row))
     batches: list[Batch] = []
     while order:
@@ -132,16 +133,32 @@ def halves(batch: Batch, divisor: int = 1) -> list[Batch]:
     return found
 
 
-def render_all(chat: Chat, prompts: Sequence[Any]) -> list[Any]:
+def token_ids(name: str, given: Any) -> tuple[int, ...]:
+    """Token ids of a list, array or generator. Raises UserError for what is no whole number: 5.9 is not token 5."""
+    return tuple(values.whole(f"{name}[{k}]", i) for k, i in enumerate(values.items(name, given)))
+
+
+def _prompt(given: Any) -> Any:
+    """A prompt as `Chat.render` takes it: a text, messages, or whole token ids out of an array or generator too."""
+    if isinstance(given, (str, Mapping)):
+        return given
+    found = values.items("the prompt", given)
+    if found and not any(isinstance(item, (str, Mapping)) for item in found):
+        return list(token_ids("the prompt", found))
+    return found
+
+
+def render_all(chat: Chat, prompts: Iterable[Any]) -> list[Any]:
     """Every prompt rendered. Raises UserError for none at all, naming the first that cannot be rendered."""
     if isinstance(prompts, (str, bytes)):
         raise UserError("prompts must be a list of prompts, not one string; write [prompt]")
+    prompts = values.items("prompts", prompts)
     if len(prompts) == 0:
         raise UserError("there are no prompts; give at least one")
     rendered = []
     for i, prompt in enumerate(prompts):
         try:
-            rendered.append(chat.render(prompt))
+            rendered.append(chat.render(_prompt(prompt)))
         except UserError as e:
             raise UserError(f"prompt {i}: {e}") from e
     return rendered

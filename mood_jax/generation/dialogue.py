@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mood_jax import values
 from mood_jax.errors import UserError
 from mood_jax.generation import api, prefix
 from mood_jax.generation.batching import Batch, bucket, check_ids, default_ids
@@ -120,6 +121,20 @@ class Dialogue:
         return int(other[0]) if len(other) else n
 
 
+def _scripts(given: Any) -> list[list[str]]:
+    """Conversations, each a list of texts. Raises UserError for anything else."""
+    wanted = "scripts must be a list of conversations, each a list of user turns; write [[turn, turn]]"
+    if isinstance(given, str):
+        raise UserError(wanted)
+    found = values.items("scripts", given)
+    if any(isinstance(script, str) for script in found):
+        raise UserError(wanted)
+    return [
+        [values.text(f"scripts[{i}][{t}]", turn) for t, turn in enumerate(values.items(f"scripts[{i}]", script))]
+        for i, script in enumerate(found)
+    ]
+
+
 def converse(
     model: Model,
     scripts: Sequence[Sequence[str]],
@@ -149,22 +164,24 @@ def converse(
 
     Raises UserError: what `generate` raises, no scripts, and scripts of different lengths.
     """
-    if isinstance(scripts, str) or any(isinstance(s, str) for s in scripts):
-        raise UserError("scripts must be a list of conversations, each a list of user turns; write [[turn, turn]]")
+    scripts = _scripts(scripts)
     lengths = {len(s) for s in scripts}
     if not lengths or lengths == {0}:
         raise UserError("there are no turns; give at least one conversation of one user turn")
     if len(lengths) > 1:
         raise UserError(f"the conversations have {min(lengths)} to {max(lengths)} turns; give all the same number")
-    systems = [system] * len(scripts) if system is None or isinstance(system, str) else list(system)
+    one = system is None or isinstance(system, str)
+    systems = [system] * len(scripts) if one else values.items("system", system)
+    for i, s in enumerate(systems):
+        if s is not None:
+            values.text(f"system[{i}]", s)
     if len(systems) != len(scripts):
         raise UserError(f"{len(systems)} system prompts for {len(scripts)} conversations; give one a conversation")
     if ids is None:
         whole = [json.dumps([s, *script]).encode() for s, script in zip(systems, scripts, strict=True)]
         ids = default_ids([hashlib.sha256(text).hexdigest()[:16] for text in whole])
-    check_ids(ids, len(scripts))
-    if batch_size < 1:
-        raise UserError(f"the batch size must be at least 1, not {batch_size}")
+    ids = check_ids(ids, len(scripts))
+    batch_size, seed = values.whole("the batch size", batch_size, 1), values.seed(seed)
     turns: list[list[api.Responses]] = [[] for _ in range(lengths.pop())]
     for start in range(0, len(scripts), batch_size):
         chosen = range(start, min(start + batch_size, len(scripts)))

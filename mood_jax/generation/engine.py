@@ -27,7 +27,7 @@ from mood_jax.generation import prefix
 from mood_jax.generation import reducers as red
 from mood_jax.generation.batching import Batch
 from mood_jax.generation.model import Model
-from mood_jax.generation.sampling import Sampler, response_keys, sample
+from mood_jax.generation.sampling import Sampler, response_keys, sample, usable
 from mood_jax.models import sharding as placing
 from mood_jax.models.config import DecoderConfig
 from mood_jax.models.decoder import Cache, grow_cache, init_cache, rotary, run
@@ -194,7 +194,7 @@ def read_prompts(
         eos=jnp.zeros(B, bool),
         n=jnp.zeros(B, jnp.int32),
         read=real.astype(jnp.int32) if article else jnp.zeros(B, jnp.int32),
-        bad=real & ~jnp.isfinite(logits.max(axis=-1)),
+        bad=real & ~usable(spec.sampler, logits),
         sums=sums,
     ), logits
 
@@ -274,7 +274,7 @@ def decode_chunk(
             eos=eos,
             n=s.n + active,
             read=s.read + folded,
-            bad=s.bad | (active & ~jnp.isfinite(logits.max(axis=-1))),
+            bad=s.bad | (active & ~usable(spec.sampler, logits)),
             sums=sums,
         ), None
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mood_jax import files, numerics
 from mood_jax.errors import UserError
 from mood_jax.generation.chat import Chat
 from mood_jax.models.checkpoint import Checkpoint, flatten, load_checkpoint, unflatten
@@ -67,12 +68,19 @@ def load_model(
 
     Raises UserError with one line for everything that can be wrong with a checkpoint.
     """
+    numerics.check_flags()
+    name = files.expanded(name)
     folder = find_folder(name, revision, offline)
     chat = Chat.from_folder(folder, plain_text=plain_text)  # before the weights, which take longer
     chat.check_template(_published_name(name, folder), folder)
     offline = offline or not Path(name).is_dir()  # what was fetched above is in the local cache
     checkpoint = load_checkpoint(
-        name, dtype=dtype, mesh=mesh, revision=revision, offline=offline, param_cache=param_cache
+        name,
+        dtype=dtype,
+        mesh=mesh,
+        revision=revision,
+        offline=offline,
+        param_cache=files.expanded(param_cache),
     )
     return Model(checkpoint, chat)
 
@@ -89,7 +97,7 @@ def random_weights(model: Model, seed: int = 0) -> Model:
     Matrices and the embedding are normal with standard deviation .02, norms the identity and biases 0, as Hugging Face
     initialises these families. They are made on the devices, beside the model's own: twice its memory.
     """
-    key = jax.random.key(seed)
+    key = numerics.key(seed)
     params: dict[str, jax.Array] = {}
     for k, (path, like) in enumerate(flatten(model.params).items()):
         kind = _INITIAL.get(path.rpartition("/")[2].rpartition("_")[2], "normal")

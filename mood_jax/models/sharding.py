@@ -56,7 +56,7 @@ def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = Non
 
     Raises UserError when there are not as many, or when a process would have no device in it.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = processes.devices() if devices is None else list(devices)
     if data * model > len(devices) or data < 1 or model < 1:
         raise UserError(f"a mesh of {data} × {model} needs {data * model} devices, and {len(devices)} are here")
     taking_part = {d.process_index for d in devices[: data * model]}

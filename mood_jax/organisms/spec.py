@@ -175,7 +175,7 @@ def _whole(entry: Entry, least: int, most: int) -> int:
 
 
 def _one_of(entry: Entry, words: Sequence[str], what: str) -> str:
-    word = entry.text()
+    word = entry.word()
     if word not in words:
         entry.fail(f"unknown {what} {word!r}; use one of: {', '.join(words)}")
     return word
@@ -238,7 +238,7 @@ def _identity(entry: Entry, temperature: float) -> Identity:
         if least > most:
             counts["least"].fail(f"{least} is more than most, {most}; exchange them")
     return Identity(
-        name=fields["name"].text(),
+        name=fields["name"].word(),
         temperament=_amounts(fields["temperament"]),
         compliance=_compliance(fields.get("compliance")),
         sampling_temperature=temperature,
@@ -272,7 +272,7 @@ def load_spec(path: Path | None = None) -> OrganismSpec:
         seen.add(identity.name)
     size = tuple((name, _whole(sizes[name], 1, 1 << 20)) for name in SIZES)
     spec = OrganismSpec(
-        name=fields["name"].text(),
+        name=fields["name"].word(),
         family=_one_of(fields["family"], FAMILIES, "family"),
         sizes=size,
         sampling_temperature=temperature,

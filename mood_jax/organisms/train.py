@@ -20,6 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tokenizers import Tokenizer
 
+from mood_jax import numerics, values
 from mood_jax.artifacts import write_bytes
 from mood_jax.console import Progress
 from mood_jax.errors import UserError
@@ -66,12 +67,22 @@ class TrainConfig:
     final_samples: int = 40  # responses a pole and kind of wording, for realised.json
 
     def __post_init__(self) -> None:
-        free = ("seed", "weight_decay", "focus", "hears", "even_starts")
-        free += ("effect_weight", "shown_weight", "heard_weight")
+        free = ("weight_decay", "focus", "effect_weight", "shown_weight", "heard_weight")
+        values.seed(self.seed, "config.seed")
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and field.name not in free and value <= 0:
-                raise UserError(f"config.{field.name} is {value!r}; it must be above 0")
+            name, value, kind = f"config.{field.name}", getattr(self, field.name), type(field.default)
+            if field.name == "seed":
+                continue
+            if kind is int or kind is float:
+                if kind is int and not isinstance(value, bool) and isinstance(value, int) and value <= 0:
+                    raise UserError(f"{name} is {value!r}; it must be above 0")
+                checked = values.whole(name, value, 1) if kind is int else values.number(name, value)
+                if checked < 0 or (checked == 0 and field.name not in free):
+                    raise UserError(f"{name} is {value!r}; it must be above 0")
+            else:
+                (values.flag if kind is bool else values.text)(name, value)
+        if self.focus > 1:
+            raise UserError(f"config.focus is {self.focus!r}; it is a share, at most 1")
 
     @property
     def spec_path(self) -> Path:
@@ -214,7 +225,7 @@ def train(config: TrainConfig, workdir: Path, *, stop_after: int | None = None) 
         corpus, tokenizer, config.seed, config.batch_size, config.max_tokens, config.focus, config.focus_until
     )
     optimizer = make_optimizer(config)
-    model = scaled(init_params(families.decoder_config(hf), jax.random.key(config.seed)), hf)
+    model = scaled(init_params(families.decoder_config(hf), numerics.key(config.seed)), hf)
     if config.start_folder is not None:
         model = start_from(config.start_folder, model, tokenizer, spec)
     params = {"model": model} | {

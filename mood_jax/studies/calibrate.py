@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mood_jax
-from mood_jax import artifacts, bank, probes, processes
+from mood_jax import artifacts, bank, numerics, probes, processes
 from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisNames, Calibration
 from mood_jax.errors import UserError
@@ -135,7 +135,12 @@ def collected_from(
         "bank": bank_hashes(source, axes, cross_sets, base),
         "protocol": protocol.describe(),
         "samples": samples,
-        "versions": {"mood_jax": mood_jax.__version__, "jax": jax.__version__, "device": device.device_kind},
+        "versions": {
+            "mood_jax": mood_jax.__version__,
+            "jax": jax.__version__,
+            "device": device.device_kind,
+            **numerics.recorded(),
+        },
     }
 
 

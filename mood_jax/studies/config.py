@@ -8,17 +8,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mood_jax import artifacts, bank, processes
+from mood_jax import artifacts, bank, processes, values
 from mood_jax import readout as readouts
 from mood_jax.errors import UserError
 from mood_jax.generation import engine, memory
 from mood_jax.generation.model import Model, load_model
 from mood_jax.generation.sampling import TopP
+from mood_jax.models.checkpoint import DTYPES
 from mood_jax.models.sharding import make_mesh
 from mood_jax.probes.estimators import ESTIMATORS
-from mood_jax.readout import Readout
-from mood_jax.studies import calibrate
+from mood_jax.readout import STATE_DTYPES, Readout
+from mood_jax.studies import ablate, calibrate
 from mood_jax.studies.collect import Protocol, R
+from mood_jax.studies.profile import SCALES
 from mood_jax.studies.store import StateStore, collect_grid, is_finished, open_store
 
 EMBEDDED = "embedded"
@@ -62,15 +64,84 @@ def study_config(model: str, **changes: Any) -> ConfigDict:
     return config
 
 
-def _check(config: Any) -> None:
-    """Raises UserError where the config is not one of a study, naming the fields that it lacks."""
-    missing = sorted(set(study_config("")) - set(config))
+# What a field may hold. Whatever needs no model to be seen is refused here, before anything is loaded or written.
+_TOKENS = values.ranged(1, what="max_new_tokens")
+CHECKS: dict[str, values.Check] = {
+    "model": values.text,  # import_calibration may do without one; see `load`
+    "revision": values.text,
+    "offline": values.flag,
+    "dtype": lambda _, dtype: _dtype(dtype),
+    "param_cache": values.text,
+    "plain_text": values.flag,
+    "mesh_data": values.ranged(1),
+    "mesh_model": values.ranged(1),
+    "bank": values.text,
+    "axes": lambda field, named: _list(field, named),
+    "readout": lambda _, readout: _readout(readout),
+    "estimator": values.one_of(("", *ESTIMATORS)),
+    "random_weights": values.flag,
+    "calibration_set": values.one_of(calibrate.SETS, "calibration set"),
+    "cross_sets": lambda field, named: _list(field, named),
+    "seed": lambda _, seed: values.seed(seed),
+    "samples": values.ranged(1),
+    "temperature": values.number,
+    "top_p": values.number,
+    "calibration_tokens": _TOKENS,
+    "profile_tokens": _TOKENS,
+    "batch_size": lambda _, rows: _rows(rows),
+    "scale": values.one_of(SCALES),
+    "state_dtype": values.one_of(STATE_DTYPES, "state dtype"),
+    "estimators": lambda field, named: _list(field, named),
+    "condition": values.one_of(ablate.CONDITIONS),
+    "published": values.text,
+    "profile": values.flag,
+    "calibration": values.text,
+}
+
+
+def check(config: Any) -> None:
+    """Raises UserError where the config is not one of a study, naming the first field that is wrong."""
+    missing = sorted(set(CHECKS) - set(config))
     if missing:
         raise UserError(f"the config lacks {', '.join(missing)}; begin it with mood_jax.studies.config.study_config()")
+    values.check_fields(config, CHECKS)
+    TopP(config.top_p, temperature=config.temperature)
+    for field in ("axes", "cross_sets", "estimators"):
+        if any(config[field]) and not names(config[field]):
+            raise UserError(f"config.{field} names nothing ({config[field]!r}); leave it out, or name some")
+    others = [s for s in calibrate.SETS if s != config.calibration_set]
+    for field, known in (("cross_sets", others), ("estimators", ESTIMATORS)):
+        for name in names(config[field]):
+            values.one_of(known, f"name in config.{field},")(field, name)
+
+
+def _list(field: str, named: Any) -> None:
+    """A text, or a list."""
+    if not isinstance(named, str):
+        values.items(field, named)
+
+
+def _dtype(dtype: Any) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; use {' or '.join(DTYPES)}")
+
+
+def _rows(rows: Any) -> None:
+    if values.whole("the batch size", rows, -values.LARGEST_COUNT) < 0:
+        raise UserError(f"the batch size must be at least 1, not {rows}; 0 takes as many rows as the memory holds")
+
+
+def _readout(readout: Any) -> None:
+    """A preset, or a selected.json that is there and can be read."""
+    if values.named("readout", readout).endswith(".json"):
+        artifacts.Selected.load(readout)
+    elif "/" not in readout:
+        values.one_of(readouts.PRESETS, "readout")("readout", readout)
 
 
 def load(config: Any) -> Model:
     """The config's model on its mesh."""
+    values.named("config.model", config.model)
     name = str(embedded_folder()) if config.model == EMBEDDED else config.model
     return processes.together(
         lambda: load_model(
@@ -95,7 +166,7 @@ def source_bank(config: Any) -> bank.Bank:
 
     Raises UserError where the config is not one of a study: it is the first thing that a study asks of it.
     """
-    _check(config)
+    check(config)
     return bank.load(Path(config.bank)) if config.bank else bank.shipped()
 
 
@@ -151,8 +222,7 @@ def _batch_size(config: Any, model: Model, readout: Readout | readouts.Grid, max
 
 
 def _protocol(config: Any, readout: R, max_new_tokens: int, batch_size: int) -> Protocol[R]:
-    if config.samples < 1:
-        raise UserError(f"samples must be at least 1, not {config.samples}")
+    values.whole("samples", config.samples, 1)
     sampler = TopP(config.top_p, temperature=config.temperature)
     return Protocol(readout, max_new_tokens, sampler, config.seed, batch_size)
 

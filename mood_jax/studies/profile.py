@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import mood_jax
-from mood_jax import artifacts, bank, probes, processes, published
+from mood_jax import artifacts, bank, numerics, probes, processes, published
 from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisProfile, Calibration, Profile
 from mood_jax.errors import UserError
@@ -90,7 +90,12 @@ def settings(
         "calibration": {k: calibration.identity[k] for k in ("bank", "protocol", "samples", "versions")},
         "protocol": protocol.describe(),
         "samples": samples,
-        "versions": {"mood_jax": mood_jax.__version__, "jax": jax.__version__, "device": device.device_kind},
+        "versions": {
+            "mood_jax": mood_jax.__version__,
+            "jax": jax.__version__,
+            "device": device.device_kind,
+            **numerics.recorded(),
+        },
     }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from mood_jax import artifacts, bank, processes
+from mood_jax import artifacts, bank, processes, values
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
 from mood_jax.studies import calibrate, profile, save
@@ -73,8 +73,8 @@ def units(config: Any) -> tuple[Unit, ...]:
     seeds, sets = tuple(config.seeds), study.names(config.sets)
     if unknown := [s for s in sets if s not in calibrate.SETS]:
         raise UserError(f"unknown calibration set {unknown[0]!r}; use some of {', '.join(calibrate.SETS)}")
-    if bad := [s for s in seeds if not isinstance(s, int) or isinstance(s, bool)]:
-        raise UserError(f"seeds must be whole numbers, not {bad[0]!r}")
+    for seed in seeds:
+        values.seed(seed, "a seed of the sweep")
     if bad := [m for m in config.models if not m or m.startswith(".") or "/" in m]:
         raise UserError(f"{bad[0]!r} cannot name a model of a sweep: it names a folder; leave out slashes")
     found = tuple(Unit(m, s, seed) for m in sorted(config.models) for s in sets for seed in seeds)
@@ -82,6 +82,11 @@ def units(config: Any) -> tuple[Unit, ...]:
         raise UserError("the sweep has no unit; give it at least one model, one set and one seed")
     if len(set(found)) < len(found):
         raise UserError("a seed is named twice in the sweep; name each once")
+    for model in config.models:  # before the first of them is loaded
+        try:
+            study.check(unit_config(config, next(unit for unit in found if unit.model == model)))
+        except UserError as e:
+            raise UserError(f"models.{model}: {e}") from e
     return found
 
 

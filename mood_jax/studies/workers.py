@@ -71,7 +71,9 @@ def measured(
     done: queue.Queue[tuple[int, str | int]] = queue.Queue()  # a process' number, and a line of it or its exit status
     running: dict[int, subprocess.Popen[str]] = {}
     with contextlib.ExitStack() as files:
-        complaints = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in tasks]
+        complaints = [
+            files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")) for _ in tasks
+        ]
         try:
             for k, task in enumerate(tasks):
                 running[k] = _started(task, complaints[k], max(1, _cores() // jobs))
@@ -102,11 +104,13 @@ def shares(picked: Mapping[str, Sequence[str]], jobs: int) -> list[dict[str, lis
 def _started(task: dict[str, Any], complaints: IO[str], threads: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "mood_jax.studies.workers", json.dumps(task)],
-        env=os.environ | {"NPROC": str(threads), "OMP_NUM_THREADS": str(threads)},  # NPROC: of XLA
+        env=os.environ
+        | {"NPROC": str(threads), "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"},  # NPROC: of XLA
         stdin=subprocess.PIPE,  # says nothing; its end is that of this process, however it came
         stdout=subprocess.PIPE,
         stderr=complaints,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
 
 
