@@ -216,6 +216,25 @@ def load_checkpoint(
     )
 
 
+def fingerprint_of(folder: Path) -> str:
+    """The `fingerprint` of the checkpoint in a folder, from its files alone: no parameter is placed on a device.
+
+    Raises UserError as `load_checkpoint` does for what config.json and the files' headers tell.
+    """
+    config = families.decoder_config(read_hf_config(folder))
+    names = families.FAMILIES[config.family].tensor_names(config)
+    shapes = param_shapes(config, jnp.float32)
+    files = tensor_files(folder)
+    _check_names(folder, config, names, files)
+    digests = {}
+    for file in sorted({files[tensor] for tensor in names}):
+        with stored.open_tensors(file) as there:
+            for tensor, path in names.items():
+                if files[tensor] == file:
+                    digests[path] = _checked(file, tensor, there, hf_shape(path, shapes[path].shape)).digest()
+    return _fingerprint(config, digests)
+
+
 def _read(
     files: Mapping[str, Path], names: Mapping[str, str], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> tuple[dict[str, jax.Array], dict[str, str]]:
