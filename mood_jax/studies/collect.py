@@ -154,8 +154,8 @@ def units(
     if re_read or control is not None:  # for its checks: a template may add a system prompt that is longer than ours
         bare = api.plan(model, [a.without_system for a in asks], **asking, **shared).rendered
     names = conditions(re_read, control is not None)
-    hashes = [[r.hash for r in rendered] for rendered in (plan.rendered, bare)]
-    made_from = origin.of_collection(model, protocol, asks, *hashes, names, control, settings)
+    prompts, bare_prompts = ([r.hash for r in rendered] for rendered in (plan.rendered, bare))
+    made_from = origin.of_collection(model, protocol, asks, prompts, bare_prompts, names, control, settings)
     done = {} if folder is None else _finished_units(folder, plan, asks, protocol, names, made_from)
     rows_done = sum(len(plan.batches[k].rows) for k in done)
     progress = Progress(label, len(asks), "responses", skipped=rows_done)

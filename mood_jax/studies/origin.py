@@ -32,15 +32,27 @@ def identity(model: Model) -> dict[str, Any]:
     return _identity(c.name, c.folder, c.revision, c.fingerprint, c.config.family, c.dtype, model.chat)
 
 
-def identity_of_files(name: str, *, dtype: str, revision: str | None, plain_text: bool) -> dict[str, Any]:
-    """`identity` of a folder or hub id as its files lie on this machine: no parameter is placed, nothing is fetched.
+def of_files(name: str, *, dtype: str, revision: str, plain_text: bool) -> dict[str, Any] | None:
+    """`of_model` without versions, of a folder or hub id as its files lie on this machine: no parameter is placed.
 
-    Raises UserError where they are not here, or are damaged.
+    None where they are not here; nothing is fetched. Raises UserError where they are here and damaged.
     """
-    folder = checkpoint.find_folder(name, revision, offline=True)
+    is_folder = Path(name).is_dir()
+    try:
+        folder = checkpoint.find_folder(name, revision or None, offline=True)
+    except UserError:
+        if is_folder:
+            raise
+        return None
+    if not is_folder and not any(folder.glob("*.safetensors")):  # a cache may hold the tokenizer alone
+        return None
     family = families.decoder_config(checkpoint.read_hf_config(folder)).family
     chat = Chat.from_folder(folder, plain_text=plain_text)
-    return _identity(name, folder, revision, checkpoint.fingerprint_of(folder), family, dtype, chat)
+    fingerprint = checkpoint.fingerprint_of(folder)
+    return {
+        "model": _identity(name, folder, revision or None, fingerprint, family, dtype, chat),
+        "eos_token_ids": list(chat.eos_token_ids),
+    }
 
 
 def _identity(
