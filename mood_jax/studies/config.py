@@ -220,7 +220,8 @@ def _fits(config: Any, source: bank.Bank, axes: tuple[bank.Axis, ...], store: St
     here = origin_of(config)
     if here is None:
         print(f"note: {config.model} is not on this machine; that it is what the states were made from is not checked")
-        here = {"model": made["model"] | {"name": config.model, "dtype": config.dtype}}
+        name = Path(config.model).name if Path(config.model).is_dir() else config.model
+        here = {"model": made["model"] | {"name": name, "dtype": config.dtype}}
     batch_size = config.batch_size or made["protocol"]["batch_size"]
     asking = _protocol(config, replace(store.grid, dtype=config.state_dtype), config.calibration_tokens, batch_size)
     return (

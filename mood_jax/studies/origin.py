@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.sharding import Mesh
 
 import mood_jax
 from mood_jax import artifacts
@@ -44,7 +43,7 @@ def of_files(name: str, *, dtype: str, revision: str, plain_text: bool) -> dict[
         if is_folder:
             raise
         return None
-    if not is_folder and not any(folder.glob("*.safetensors")):  # a cache may hold the tokenizer alone
+    if not any(folder.glob("*.safetensors")):  # a cache may hold the tokenizer alone
         return None
     family = families.decoder_config(checkpoint.read_hf_config(folder)).family
     chat = Chat.from_folder(folder, plain_text=plain_text)
@@ -71,9 +70,8 @@ def _identity(
     }
 
 
-def versions(mesh: Mesh) -> dict[str, Any]:
-    """What else numbers hang on: this package, jax, and the kind of device."""
-    device = mesh.devices.flat[0]
+def versions(device: Any) -> dict[str, Any]:
+    """What else numbers hang on: this package, jax, and the kind of `device` (of jax)."""
     return {"mood_jax": mood_jax.__version__, "jax": jax.__version__, "device": device.device_kind}
 
 
@@ -82,7 +80,7 @@ def of_model(model: Model) -> dict[str, Any]:
     return {
         "model": identity(model),
         "eos_token_ids": list(model.chat.eos_token_ids),
-        "versions": versions(model.mesh),
+        "versions": versions(model.mesh.devices.flat[0]),
     }
 
 
