@@ -156,7 +156,9 @@ def collect_grid(
             "dtype": grid.dtype,
             "conditions": list(store.conditions),
             "ids": [a.id for a in asks],
-            "units": [{"file": path.name, "bytes": path.stat().st_size} for path in files],
+            "units": [
+                {"file": path.name, "bytes": path.stat().st_size, "sha256": unit.checksum(path)} for path in files
+            ],
             "settings": store.settings,
         }
         artifacts.write_json(folder / INDEX, record)
@@ -188,7 +190,7 @@ def open_store(folder: Path, command: str = "scripts/ablate.py") -> StateStore:
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 raise UserError(f"{file} is missing or damaged; {again}")
             try:
-                origins.append(unit.verify(file))
+                origins.append(unit.verify(file, entry["sha256"]))
                 parts.append(open_unit(file))
             except UserError as e:
                 raise UserError(f"{str(e).partition(';')[0]}; {again}") from e

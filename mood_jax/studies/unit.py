@@ -6,11 +6,12 @@ That is the sha256 of the whole file with its own 64 digits as zeros, so no byte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -49,45 +50,67 @@ def write(
     artifacts.write_bytes(path, data)
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """What a unit was made from, once its checksum has been found right; it is read piece by piece.
 
-    Raises UserError when it is missing, damaged, or of an earlier version.
+    Args:
+        sha256: what its checksum has to be, where that is known.
+
+    Raises UserError when it is missing, damaged, of an earlier version, or another one.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            size = int.from_bytes(start, "little")
-            if len(start) < 8 or size > LONGEST:
-                raise ValueError("it has no header")
-            header = file.read(size)
-            metadata = json.loads(header).get("__metadata__", {})
-            if KEY not in metadata:
-                raise UserError(f"{path} does not say what it was made from (it is of an earlier version, or damaged)")
-            about = json.loads(metadata[KEY])
-            said, made_from = about["sha256"], about["made_from"]
-            at = header.rindex(said.encode())
-            found = hashlib.sha256(start + header[:at] + b"0" * DIGITS + header[at + len(said) :])
-            while piece := file.read(PIECE):
-                found.update(piece)
+    with _reading(path), path.open("rb") as file:
+        start, header, about = _header(path, file)
+        said, made_from = about["sha256"], about["made_from"]
+        at = header.rindex(said.encode())
+        found = hashlib.sha256(start + header[:at] + b"0" * DIGITS + header[at + len(said) :])
+        while piece := file.read(PIECE):
+            found.update(piece)
         if found.hexdigest() != said:
             raise ValueError("its checksum differs")
         if about["format"] != FORMAT or not isinstance(made_from, dict):
             raise ValueError(f"it has format {about['format']}, not {FORMAT}")
+        if sha256 is not None and said != sha256:
+            raise ValueError("it is another one than was written here")
+        return made_from
+
+
+def checksum(path: Path) -> str:
+    """The checksum that a unit says it has. Raises UserError as `verify`."""
+    with _reading(path), path.open("rb") as file:
+        return str(_header(path, file)[2]["sha256"])
+
+
+def _header(path: Path, file: IO[bytes]) -> tuple[bytes, bytes, dict[str, Any]]:
+    """The first 8 bytes, the header, and what a unit says of itself; the file then stands behind them."""
+    start = file.read(8)
+    size = int.from_bytes(start, "little")
+    if len(start) < 8 or size > LONGEST:
+        raise ValueError("it has no header")
+    header = file.read(size)
+    metadata = json.loads(header).get("__metadata__", {})
+    if KEY not in metadata:
+        raise UserError(f"{path} does not say what it was made from (it is of an earlier version, or damaged)")
+    return start, header, json.loads(metadata[KEY])
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What the reading of a damaged file raises → UserError."""
+    try:
+        yield
     except FileNotFoundError as e:
         raise UserError(f"no such file: {path}") from e
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path} is damaged ({e}); make it again or restore it") from e
-    return made_from
 
 
 def read(path: Path) -> Contents:
     """A unit's records, and its states by condition as views of the file; see `verify` for its checksum.
 
-    Raises UserError when it is missing, damaged, or holds states that are not finite.
+    Raises UserError when it is missing or damaged.
     """
     tensors = artifacts.map_tensors(path)
-    try:
+    with _reading(path):
         records = json.loads(tensors.pop("records").tobytes())
         if not all(isinstance(r["id"], str) for r in records):
             raise ValueError("a record without an id")
@@ -97,8 +120,6 @@ def read(path: Path) -> Contents:
             raise ValueError(f"tensors {', '.join(tensors) or 'none'}")
         if any(s.shape[:1] != (len(records),) for s in states.values()):
             raise ValueError(f"{len(records)} records and states of another number")
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{path} is damaged ({e}); make it again or restore it") from e
     return records, states
 
 

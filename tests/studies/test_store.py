@@ -213,7 +213,9 @@ def test_only_what_is_asked_for_is_read(tmp_path):
         records = [{"id": f"{k}/{i}"} for i in range(per_unit)]
         states = {c: np.full((per_unit, 6, 5, d), k + 1, np.float32) for c in ("in_context", "re_read")}
         unit.write(tmp_path / f"{k:05d}.safetensors", records, states, made_from)
-    files = [{"file": p.name, "bytes": p.stat().st_size} for p in sorted(tmp_path.iterdir())]
+    files = [
+        {"file": p.name, "bytes": p.stat().st_size, "sha256": unit.checksum(p)} for p in sorted(tmp_path.iterdir())
+    ]
     artifacts.write_json(tmp_path / "index.json", index | {"format": 2, "settings": {}, "ids": ids, "units": files})
     assert sum(f["bytes"] for f in files) > 59e6
     tracemalloc.start()
@@ -333,7 +335,8 @@ def test_a_unit_of_another_collection_is_refused_and_stays(model, finished, tmp_
         collected(model, folder, "bfloat16")
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     index = artifacts.read_json(folder / "index.json")
-    index["units"][1]["bytes"] = (folder / "00001.safetensors").stat().st_size
+    path = folder / "00001.safetensors"
+    index["units"][1] |= {"bytes": path.stat().st_size, "sha256": unit.checksum(path)}
     artifacts.write_json(folder / "index.json", index)
     with pytest.raises(UserError, match=r"00001\.safetensors was made with reading\.dtype"):
         open_store(folder)
