@@ -125,7 +125,7 @@ def never(monkeypatch) -> None:
 # Changes
 
 
-def edit_json(path: Path, **fields: Any) -> None:
+def changed_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")
 
 
@@ -143,7 +143,7 @@ def other_template(place: Place) -> None:
         named[0].write_text(named[0].read_text() + "{# changed #}!")
     else:
         path = place.folder / "model" / "tokenizer_config.json"
-        edit_json(path, chat_template=json.loads(path.read_text())["chat_template"] + "!")
+        changed_json(path, chat_template=json.loads(path.read_text())["chat_template"] + "!")
 
 
 def other_ends(place: Place) -> None:
@@ -151,7 +151,7 @@ def other_ends(place: Place) -> None:
 
 
 def other_constants(place: Place) -> None:
-    edit_json(place.folder / "model" / "config.json", rms_norm_eps=1e-3)
+    changed_json(place.folder / "model" / "config.json", rms_norm_eps=1e-3)
 
 
 def other_text(old: str, new: str) -> Callable[[Place], None]:
