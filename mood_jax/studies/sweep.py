@@ -135,10 +135,13 @@ def contents_of(config: Any) -> Callable[[Unit], dict[str, Any]]:
     def files_of(model: str) -> dict[str, Any]:
         return study.origin_of(config.models[model]) or {}
 
+    sources: dict[str, bank.Bank] = {}  # by file: a bank takes half a second to check
+
     @functools.cache
     def asked(model: str, set_: str) -> dict[str, Any]:
         own = unit_config(config, Unit(model, set_, 0))
-        source = study.source_bank(own)
+        path = str(own.bank)
+        source = sources[path] = sources.get(path) or study.source_bank(own)
         axes = study.chosen_axes(own, source)
         hashes = calibrate.bank_hashes(source, axes, study.names(own.cross_sets), set_)
         found: dict[str, Any] = {"bank": hashes | {"profile": source.content_hash("profile")}}

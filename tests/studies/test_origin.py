@@ -6,6 +6,7 @@ measure and ablate. The analysis' evidence, which takes seconds and hangs on not
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mood_jax import artifacts, probes
+from mood_jax import artifacts, bank, probes
 from mood_jax.artifacts import Calibration
 from mood_jax.errors import UserError
 from mood_jax.generation import api
@@ -35,8 +36,9 @@ FIELDS = {"dtype": "float32", "axes": ("loud_quiet",), "calibration_tokens": 4, 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Without evidence, and with models that are loaded once."""
+    """Without evidence, and with models and banks that are loaded once."""
     load, loaded = study.load, {}
+    of_text = functools.cache(lambda text, path: bank.load(path))
 
     def once(config: Any) -> Any:
         folder = Path(config.model)
@@ -48,6 +50,7 @@ def quick() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(study, "load", once)
+        m.setattr(study, "source_bank", lambda config: of_text(Path(config.bank).read_text(), Path(config.bank)))
         m.setattr(probes, "evidence", lambda *a, **k: [{"verdict": "real", "reason": ""}])
         yield
 

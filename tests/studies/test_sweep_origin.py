@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from mood_jax import artifacts, probes
+from mood_jax import artifacts, bank, probes
 from mood_jax.artifacts import Selected
 from mood_jax.errors import UserError
 from mood_jax.readout import Readout
@@ -41,8 +42,11 @@ BLOCK = {"verdict": "real", "reason": "", "re_read": {"auc": 0.9, "auc_ci95": [0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_evidence() -> Iterator[None]:
+def quick() -> Iterator[None]:
+    """Without evidence, and with banks that are loaded once."""
+    of_text = functools.cache(lambda text, path: bank.load(path))
     with pytest.MonkeyPatch.context() as m:
+        m.setattr(study, "source_bank", lambda config: of_text(Path(config.bank).read_text(), Path(config.bank)))
         m.setattr(probes, "evidence", lambda *a, **k: [dict(BLOCK)])
         yield
 
