@@ -31,10 +31,11 @@ from mood_jax.readout import PRESETS, Readout, preset
 FORMAT = 1
 ROWS = 64  # projections are scaled in multiples of this many
 CALIBRATION_FORMAT = 2  # 2: pole means of the responses read again
+RECORD = "calibration.json"  # the entry of calibration.safetensors' metadata with the digest of that file
 MAPPED: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}  # what `map_tensors` gives
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | bytearray) -> None:
     """Atomic write. On failure (a full disk) the temporary file is removed and what stood there before stays.
 
     What a killed process left of an earlier attempt is removed too. Raises UserError naming the file.
@@ -42,7 +43,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     processes.on_first(lambda: _write_bytes(path, data))
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def _write_bytes(path: Path, data: bytes | bytearray) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"no such file: {path}") from e
     except ValueError as e:
         raise UserError(f"{path} is damaged ({e}); make it again or restore it") from e
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-ready record with a digest of itself."""
+    return {**record, "digest": record_digest(record)}
+
+
+def is_sealed(record: Mapping[str, Any]) -> bool:
+    """Has a record from a file the digest that it gives of itself?"""
+    return record.get("digest") == record_digest({k: v for k, v in record.items() if k != "digest"})
+
+
+def record_digest(record: Any) -> str:
+    """sha256 (hex) of what is JSON-ready, whatever the order of its keys."""
+    return hashlib.sha256(json_bytes(json.loads(json_bytes(record)))).hexdigest()
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -181,13 +197,22 @@ def _check_workdir(workdir: Path, name: str, settings: Mapping[str, Any]) -> Non
     path = workdir / f"{name}.json"
     if not path.exists():
         return
-    there, wanted = _flat(_object(path)), _flat(json.loads(json_bytes(settings)))
-    for key in sorted({*there, *wanted}):
-        if there.get(key) != wanted.get(key):
-            raise UserError(
-                f"{workdir} was made with {key} = {_short(there.get(key))}, and this command has "
-                f"{_short(wanted.get(key))}; use another --workdir, or the first command's settings"
-            )
+    different = first_difference(_object(path), settings)
+    if different is not None:
+        key, there, here = different
+        raise UserError(
+            f"{workdir} was made with {key} = {there}, and this command has {here}; use another --workdir, or the "
+            "first command's settings"
+        )
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first field of two records, JSON-ready and nested, that differs: its name and both values in short."""
+    a, b = _flat(there), _flat(json.loads(json_bytes(here)))
+    for key in sorted({*a, *b}):
+        if a.get(key) != b.get(key):
+            return key, *_shortened(a.get(key), b.get(key))
+    return None
 
 
 def claim_workdir(workdir: Path, name: str, settings: Mapping[str, Any]) -> None:
@@ -213,9 +238,14 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "…"
+def _shortened(there: Any, here: Any) -> tuple[str, str]:
+    """Two values that differ, as JSON in at most 80 characters; what both begin with is left out where it is long."""
+    a, b = (json.dumps(v, ensure_ascii=False) for v in (there, here))
+    same = next((k for k, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
+    skip = same - 20 if same > 40 and max(len(a), len(b)) > 80 else 0
+    texts = [("…" if skip else "") + text[skip:] for text in (a, b)]
+    first, second = (text if len(text) <= 80 else text[:79] + "…" for text in texts)
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -312,22 +342,21 @@ class Calibration:
     identity: dict[str, Any]
 
     def save(self, folder: str | Path) -> None:
-        """Writes calibration.safetensors, then calibration.json (with the former's hash), each atomically."""
+        """Writes calibration.safetensors, then calibration.json, each atomically and with the other's digest."""
         folder = Path(folder)
         tensors = {"directions": self.directions, "site_rms": self.site_rms}
         tensors |= {f"scaling.{k}": np.asarray(v) for k, v in self.scaling._asdict().items()}
         contiguous = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-        data = save(contiguous)
-        write_bytes(folder / "calibration.safetensors", data)
         record = {
             "format": CALIBRATION_FORMAT,
             "axes": [asdict(a) for a in self.axes],
             "readout": asdict(self.readout),
             "evidence": list(self.evidence),
             "identity": self.identity,
-            "sha256": hashlib.sha256(data).hexdigest(),
         }
-        write_json(folder / "calibration.json", record)
+        data = save(contiguous, {RECORD: record_digest(record)})
+        write_bytes(folder / "calibration.safetensors", data)
+        write_json(folder / "calibration.json", {**record, "sha256": hashlib.sha256(data).hexdigest()})
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
@@ -344,7 +373,7 @@ class Calibration:
         tensors = read_tensors(folder / "calibration.safetensors")
         digest = hashlib.sha256((folder / "calibration.safetensors").read_bytes()).hexdigest()
         with _reading(folder / "calibration.json"):
-            if digest != record["sha256"]:
+            if digest != record.pop("sha256"):
                 raise UserError(
                     f"calibration.json and calibration.safetensors in {folder} are of different runs; calibrate again"
                 )
@@ -359,6 +388,10 @@ class Calibration:
             )
             if not len(found.axes) == len(found.directions) == len(found.evidence):
                 raise ValueError(f"{len(found.axes)} axes, {len(found.directions)} directions")
+            with safe_open(folder / "calibration.safetensors", framework="numpy") as file:
+                said = (file.metadata() or {}).get(RECORD)  # earlier versions wrote none
+            if said is not None and said != record_digest(record):
+                raise ValueError("it was changed after it was written")
         return found
 
     def scores(self, x: np.ndarray, scale: probes.Scale = "iqr") -> np.ndarray:
@@ -367,6 +400,15 @@ class Calibration:
         x = np.asarray(x, np.float32)
         padded = np.pad(x, ((0, -len(x) % ROWS), (0, 0)))  # one program, however many responses had a token
         return np.asarray(probes.score(jnp.asarray(padded), constants, scale))[: len(x)]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of its numbers and their readout: what scores hang on."""
+        h = hashlib.sha256(json_bytes([asdict(self.readout), [asdict(a) for a in self.axes]]))
+        for values in (self.directions, self.site_rms, *self.scaling):
+            found = np.asarray(values)
+            h.update(f"{found.dtype} {found.shape} ".encode() + found.tobytes())
+        return h.hexdigest()
 
     @property
     def estimator(self) -> str:

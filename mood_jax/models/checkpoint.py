@@ -6,8 +6,9 @@ NaN. Pickle checkpoints are refused and remote code is never run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,51 @@ def load_checkpoint(
         raise UserError(f"dtype {dtype!r} is unknown; use float32 or bfloat16")
     mesh = make_mesh() if mesh is None else mesh
     folder = find_folder(name, revision, offline)
+    with _opened(folder) as found:
+        shapes = param_shapes(found.config, DTYPES[dtype])
+        if param_cache and processes.count() == 1:
+            from mood_jax.models import param_cache as cached  # Orbax takes a second to import
+
+            place = cached.entry(param_cache, found.fingerprint, found.files, dtype)
+            params = cached.restored(place, shapes, mesh, lambda: _read(found.tensors, shapes, mesh))
+        else:
+            params = _read(found.tensors, shapes, mesh)
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        revision=revision,
+        config=found.config,
+        params=unflatten(params),
+        mesh=mesh,
+        dtype=dtype,
+        fingerprint=found.fingerprint,
+        notes=found.notes,
+    )
+
+
+def described(folder: Path) -> tuple[DecoderConfig, str]:
+    """The config and the `fingerprint` of the checkpoint in a folder, from its files: nothing is placed on a device.
+
+    Raises UserError as `load_checkpoint` does for all but numbers that are not finite.
+    """
+    with _opened(folder) as found:
+        return found.config, found.fingerprint
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The tensors of an open checkpoint by parameter path, in `files`, each with its one place."""
+
+    config: DecoderConfig
+    files: list[Path]
+    tensors: dict[str, StoredTensor]
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[_Opened]:
+    """The checkpoint in a folder, checked but for its numbers. Raises UserError as `load_checkpoint`."""
     refuse_foreign(folder)
     hf, notes = hf_config.read(folder)
     config = families.decoder_config(hf)
@@ -98,32 +144,13 @@ def load_checkpoint(
         notes += more
         names = families.FAMILIES[config.family].tensor_names(config)
         tensor_names.check(folder, config, names, tensors)
-        shapes = param_shapes(config, DTYPES[dtype])
+        shapes = param_shapes(config, jnp.float32)
         wanted = {
             path: _checked(tensor, tensors[tensor], hf_shape(path, shapes[path].shape))
             for tensor, path in names.items()
         }
         digests, more = _digests(wanted)
-        notes += more
-        fingerprint = _fingerprint(config, digests)
-        if param_cache and processes.count() == 1:
-            from mood_jax.models import param_cache as cached  # Orbax takes a second to import
-
-            place = cached.entry(param_cache, fingerprint, files, dtype)
-            params = cached.restored(place, shapes, mesh, lambda: _read(wanted, shapes, mesh))
-        else:
-            params = _read(wanted, shapes, mesh)
-    return Checkpoint(
-        name=name,
-        folder=folder,
-        revision=revision,
-        config=config,
-        params=unflatten(params),
-        mesh=mesh,
-        dtype=dtype,
-        fingerprint=fingerprint,
-        notes=notes,
-    )
+        yield _Opened(config, files, wanted, _fingerprint(config, digests), notes + more)
 
 
 def _read(

@@ -203,6 +203,8 @@ def _claim(workdir: Path, config: TrainConfig, spec: OrganismSpec) -> None:
     said = json.dumps({"config": dataclasses.asdict(config), "spec": dataclasses.asdict(spec)} | made_from, indent=1)
     path = workdir / "run.json"
     if not path.exists():
+        if left := [p for name in ("checkpoints", "realised") for p in sorted((workdir / name).glob("*"))]:
+            raise UserError(f"{workdir} lacks run.json, which says what {left[0]} is of; use another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
         write_bytes(path, said.encode())
     elif path.read_text(encoding="utf-8") != said:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mood_jax.console import table
-from mood_jax.studies.sweep import STATES, Check, Unit
+from mood_jax.studies.sweep import STATES, Check, Unit, refuse_mixed
 
 
 def status_table(rows: Sequence[tuple[Unit, Check, int]]) -> str:
@@ -24,7 +24,11 @@ def status_table(rows: Sequence[tuple[Unit, Check, int]]) -> str:
 
 def summary_table(whole: Sequence[tuple[Unit, Mapping[str, Any]]], axes: Sequence[str]) -> str:
     """Of every model and axis: the mean score over its finished units, how it spreads over seeds within a set and over
-    the sets' means (standard deviations), the mean re-read AUC, and in how many units the axis is real."""
+    the sets' means (standard deviations), the mean re-read AUC, and in how many units the axis is real.
+
+    Raises UserError where units of one model were made from different things (`sweep.refuse_mixed`).
+    """
+    refuse_mixed(whole)
     rows = []
     for model in dict.fromkeys(unit.model for unit, _ in whole):
         own = [(unit, record["summary"]) for unit, record in whole if unit.model == model]

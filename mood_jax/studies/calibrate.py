@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import mood_jax
-from mood_jax import artifacts, bank, numerics, probes, processes
+from mood_jax import artifacts, bank, probes, processes
 from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisNames, Calibration
 from mood_jax.errors import UserError
@@ -27,7 +26,9 @@ from mood_jax.generation.model import Model, random_weights
 from mood_jax.probes.estimators import ESTIMATORS
 from mood_jax.probes.estimators import estimator as estimator_named
 from mood_jax.readout import Readout
+from mood_jax.studies import origin
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
+from mood_jax.studies.origin import identity as identity
 
 SETS = ("A", "B", "C")  # B and C have paraphrased instructions and questions of their own
 EVALUATION = "eval"
@@ -128,19 +129,12 @@ def collected_from(
     base: str = "A",
 ) -> dict[str, Any]:
     """What responses and their states were made from, whatever is then done with them."""
-    device = model.mesh.devices.flat[0]
-    return {
-        "model": identity(model),
+    return origin.of_model(model) | {
         "axes": [a.id for a in axes],
         "bank": bank_hashes(source, axes, cross_sets, base),
         "protocol": protocol.describe(),
         "samples": samples,
-        "versions": {
-            "mood_jax": mood_jax.__version__,
-            "jax": jax.__version__,
-            "device": device.device_kind,
-            **numerics.recorded(),
-        },
+        **({"notes": list(model.notes)} if model.notes else {}),
     }
 
 
@@ -149,21 +143,6 @@ def bank_hashes(
 ) -> dict[str, str]:
     """The content hash of every set that is asked."""
     return {s: source.content_hash(s, axes=[a.id for a in axes]) for s in (base, EVALUATION, *cross_sets)}
-
-
-def identity(model: Model) -> dict[str, Any]:
-    """The checkpoint and the way it is spoken to."""
-    c = model.checkpoint
-    return {
-        "name": Path(c.name).name if Path(c.name).is_dir() else c.name,
-        "revision": c.revision,
-        "fingerprint": c.fingerprint,
-        "family": c.config.family,
-        "dtype": c.dtype,
-        "tokenizer_hash": model.chat.tokenizer_hash,
-        "template_hash": model.chat.template_hash,
-        "plain_text": not model.chat.has_template,
-    }
 
 
 def calibrate(
@@ -238,6 +217,11 @@ def run(
     made_from = settings(model, source, axes, protocol, samples, **about)
     if workdir is not None:
         artifacts.check_workdir(workdir, "calibrate", made_from)
+
+    def claim() -> None:
+        if workdir is not None:
+            artifacts.claim_workdir(workdir, "calibrate", made_from)
+
     collected = collect(
         model,
         asked,
@@ -245,9 +229,11 @@ def run(
         re_read=True,
         control=random_weights(model, protocol.seed) if control else None,
         folder=None if workdir is None else workdir / "units" / "calibration",
-        claim=None if workdir is None else lambda: artifacts.claim_workdir(workdir, "calibrate", made_from),
+        claim=claim,
+        settings={k: made_from[k] for k in ("axes", "bank", "samples")},
         label=label,
     )
+    claim()  # again, where all units were there and their claim was not
     processes.leave_others()
     return analyse(axes, collected, protocol, made_from, estimator=estimator, base=base)
 

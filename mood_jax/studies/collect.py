@@ -1,9 +1,10 @@
 """Collecting responses and their states, unit by unit, so that an interrupted run goes on where it stopped.
 
-A unit is one batch: generated, read again, and written as one safetensors file that holds the states and, as bytes, the
-records of its responses. Units are planned from the whole list of questions before the first is run, so a resumed run
-computes the same units with the same shapes, and the assembled files have the same bytes. `collect` puts them together
-in memory; `studies.store` leaves them where they are.
+A unit is one batch: generated, read again, and written as one file (`studies.unit`) that holds the states, the records
+of its responses, and what they were made from. Units are planned from the whole list of questions before the first is
+run, so a resumed run computes the same units with the same shapes, and the assembled files have the same bytes. A unit
+of other settings is refused, a damaged one made again. `collect` puts them together in memory; `studies.store` leaves
+them where they are.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from mood_jax import artifacts, processes
+from mood_jax import processes
 from mood_jax.console import Progress
 from mood_jax.errors import UserError
 from mood_jax.generation import api
 from mood_jax.generation.model import Model
 from mood_jax.generation.sampling import Greedy, Sampler, TopP
-from mood_jax.readout import STATE_DTYPES, Grid, Readout
+from mood_jax.readout import PRESETS, STATE_DTYPES, Grid, Readout
+from mood_jax.studies import origin, unit
 
 ARTICLE_SAMPLER = TopP(0.9, temperature=0.7)  # method.md, section 2
 R = TypeVar("R", bound=Readout | Grid)
@@ -77,13 +79,16 @@ class Protocol(Generic[R]):
             if isinstance(self.sampler, Greedy)
             else {"kind": "top_p", "p": self.sampler.p, "temperature": self.sampler.temperature}
         )
-        return {
+        found = {
             "max_new_tokens": self.max_new_tokens,
             "sampler": sampler,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "readout": self.readout.describe(),
         }
+        if isinstance(self.readout, Readout) and self.readout.name not in PRESETS:
+            found["readout_content"] = asdict(self.readout)  # the phrase rounds the weights
+        return found
 
 
 def collect(
@@ -95,6 +100,7 @@ def collect(
     control: Model | None = None,
     folder: Path | None = None,
     claim: Callable[[], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
     label: str | None = "responses",
 ) -> Collected:
     """Generates a response to every ask, in memory, or resumably under `folder` (units stay there).
@@ -105,20 +111,18 @@ def collect(
             ("random_re_read"): see `generation.model.random_weights`. Its parameters are on the device beside the
             model's.
         claim: called before the first unit is written: everything that is wrong with the input has shown by then.
+        settings: what is asked, in words (see `origin.of_collection`), so that a refusal can name what differs.
 
-    Raises UserError: what `generate` raises, and a full disk.
+    Raises UserError: what `generate` raises, units that were made from other things, and a full disk.
     """
     options = {"re_read": re_read, "control": control, "folder": folder, "claim": claim, "label": label}
-    return _assemble(asks, list(units(model, asks, protocol, **options)))
+    return _assemble(asks, list(units(model, asks, protocol, settings=settings or {}, **options)))
 
 
 def conditions(re_read: bool, control: bool) -> tuple[str, ...]:
     """The names of the states of a response, in the order in which they are made."""
-    return (
-        "in_context",
-        *(("re_read",) if re_read else ()),
-        *(("random_in_context", "random_re_read") if control else ()),
-    )
+    wanted = (True, re_read, control, control)
+    return tuple(name for name, there in zip(unit.CONDITIONS, wanted, strict=True) if there)
 
 
 def units(
@@ -130,6 +134,7 @@ def units(
     control: Model | None,
     folder: Path | None,
     claim: Callable[[], None] | None,
+    settings: Mapping[str, Any],
     label: str | None,
 ) -> Iterator[Collected]:
     """What `collect` puts together, batch by batch; under a `folder`, the states are views of the files there."""
@@ -145,12 +150,13 @@ def units(
         "prompt_slots": protocol.prompt_slots,
     }
     plan = api.plan(model, [a.messages for a in asks], **asking, **shared)
+    bare = ()
     if re_read or control is not None:  # for its checks: a template may add a system prompt that is longer than ours
-        api.plan(model, [a.without_system for a in asks], **asking, **shared)
+        bare = api.plan(model, [a.without_system for a in asks], **asking, **shared).rendered
     names = conditions(re_read, control is not None)
-    shape = (len(readout.sites), len(readout.reducers), model.config.d_model)
-    expected = [[asks[row].id for row in batch.rows] for batch in plan.batches]
-    done = {} if folder is None else _finished_units(folder, expected, names, shape, readout.dtype)
+    prompts, bare_prompts = ([r.hash for r in rendered] for rendered in (plan.rendered, bare))
+    made_from = origin.of_collection(model, protocol, asks, prompts, bare_prompts, names, control, settings)
+    done = {} if folder is None else _finished_units(folder, plan, asks, protocol, names, made_from)
     rows_done = sum(len(plan.batches[k].rows) for k in done)
     progress = Progress(label, len(asks), "responses", skipped=rows_done)
     if done:
@@ -175,18 +181,20 @@ def units(
             if claim is not None:
                 claim()
             path = _unit_path(folder, k)
-            _write_unit(path, part)
+            unit.write(path, part.records, part.states, made_from)
             part = open_unit(path) if processes.is_first() else part
         progress.advance(len(chosen), f"{int(r.n_tokens.sum())} tokens in this batch")
         yield part
 
 
+def _known(prompt_hash: str, ask: Ask, protocol: Protocol) -> dict[str, Any]:
+    """What of a record is known before the response is."""
+    return {"id": ask.id, **ask.about, "seed": protocol.seed, "prompt_hash": prompt_hash}
+
+
 def _record(r: api.Responses, i: int, ask: Ask, protocol: Protocol) -> dict[str, Any]:
     return {
-        "id": ask.id,
-        **ask.about,
-        "seed": protocol.seed,
-        "prompt_hash": r.prompt_hashes[i],
+        **_known(r.prompt_hashes[i], ask, protocol),
         "text": r.text[i],
         "tokens": [int(t) for t in r.tokens[i]],
         "n_tokens": len(r.tokens[i]),
@@ -194,65 +202,77 @@ def _record(r: api.Responses, i: int, ask: Ask, protocol: Protocol) -> dict[str,
     }
 
 
-def _write_unit(path: Path, part: Collected) -> None:
-    lines = json.dumps(part.records, sort_keys=True, ensure_ascii=False).encode()
-    tensors = {f"states.{c}": s for c, s in part.states.items()}
-    artifacts.write_tensors(path, tensors | {"records": np.frombuffer(lines, np.uint8)})
-
-
 def open_unit(path: Path) -> Collected:
-    """A unit's records, and its states as views of the file. Raises UserError when it is missing or damaged."""
-    tensors = artifacts.map_tensors(path)
-    try:
-        records = json.loads(tensors.pop("records").tobytes())
-        if not all(isinstance(r["id"], str) for r in records):
-            raise ValueError("a record without an id")
-        # In the order in which they were made; the file has an order of its own.
-        states = {c: tensors.pop(f"states.{c}") for c in conditions(True, True) if f"states.{c}" in tensors}
-        if tensors or not states:
-            raise ValueError(f"tensors {', '.join(tensors) or 'none'}")
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{path} is damaged ({e}); make it again or restore it") from e
-    return Collected(records, states)
+    """A unit's records, and its states as views of the file. Raises UserError as `unit.read`."""
+    return Collected(*unit.read(path))
 
 
 def _finished_units(
-    folder: Path, expected: Sequence[Sequence[str]], names: Sequence[str], shape: tuple[int, ...], dtype: str
+    folder: Path,
+    plan: api.Plan,
+    asks: Sequence[Ask],
+    protocol: Protocol,
+    names: Sequence[str],
+    made_from: Mapping[str, Any],
 ) -> dict[int, Collected]:
     """The units that hold what they should; a damaged one is named on stderr and done again.
 
-    Args:
-        expected: the ids of each unit's responses.
-        names: the conditions; shape: of the states of one response; dtype: of all states.
+    Raises UserError for a unit that was made from other things than `made_from`: it is somebody's, and stays.
     """
-    there = processes.on_first(lambda: _sound_units(folder, expected, names, shape, dtype))
-    return {k: open_unit(processes.shared(_unit_path(folder, k))) for k in there}
+
+    def look() -> list[int]:
+        found = []
+        for k in range(len(plan.batches)):
+            path = _unit_path(folder, k)
+            if not path.is_file():
+                continue
+            try:
+                there = unit.verify(path)
+                part = open_unit(path)
+            except UserError as e:
+                print(f"{path.name} is done again: {e}", file=sys.stderr)
+                continue
+            origin.refuse_other(path, there, made_from)
+            try:
+                _check_unit(path, part, plan, k, asks, protocol, names)
+            except UserError as e:
+                print(f"{path.name} is done again: {e}", file=sys.stderr)
+                continue
+            found.append(k)
+        return found
+
+    return {k: open_unit(processes.shared(_unit_path(folder, k))) for k in processes.on_first(look)}
 
 
 def _unit_path(folder: Path, k: int) -> Path:
     return folder / f"{k:05d}.safetensors"
 
 
-def _sound_units(
-    folder: Path, expected: Sequence[Sequence[str]], names: Sequence[str], shape: tuple[int, ...], dtype: str
-) -> list[int]:
-    found = []
-    for k, ids in enumerate(expected):
-        path = _unit_path(folder, k)
-        if not path.is_file():
-            continue
-        try:
-            unit = open_unit(path)
-            if [r["id"] for r in unit.records] != list(ids):
-                raise UserError(f"{path} holds other responses than this batch")
-            wanted = dict.fromkeys(names, ((len(ids), *shape), np.dtype(STATE_DTYPES[dtype])))
-            if {c: (s.shape, s.dtype) for c, s in unit.states.items()} != wanted:
-                raise UserError(f"{path} holds other states than this run's")
-        except UserError as e:
-            print(f"{path.name} is done again: {e}", file=sys.stderr)
-            continue
-        found.append(k)
-    return found
+def _check_unit(
+    path: Path,
+    part: Collected,
+    plan: api.Plan,
+    k: int,
+    asks: Sequence[Ask],
+    protocol: Protocol,
+    names: Sequence[str],
+) -> None:
+    """Raises UserError where a unit's file does not hold the responses of batch k, and finite states of them."""
+    rows = plan.batches[k].rows
+    wanted = [_known(plan.rendered[row].hash, asks[row], protocol) for row in rows]
+    if [r["id"] for r in part.records] != [w["id"] for w in wanted]:
+        raise UserError(f"{path} holds other responses than this batch")
+    for record, known in zip(part.records, wanted, strict=True):
+        tokens = record.get("tokens", [])
+        told = json.loads(json.dumps(known)) | {"text": plan.model.chat.decode(tokens), "n_tokens": len(tokens)}
+        if wrong := [key for key, value in told.items() if record.get(key) != value]:
+            raise UserError(f"{path}: the {wrong[0]} of {record['id']} is not what this run gives")
+    readout = protocol.readout
+    shape = (len(rows), len(readout.sites), len(readout.reducers), plan.model.config.d_model)
+    of_each = dict.fromkeys(names, (shape, np.dtype(STATE_DTYPES[readout.dtype])))
+    if {c: (s.shape, s.dtype) for c, s in part.states.items()} != of_each:
+        raise UserError(f"{path} holds other states than this run's")
+    unit.check_finite(path, part.states)
 
 
 def _assemble(asks: Sequence[Ask], parts: Sequence[Collected]) -> Collected:

@@ -18,7 +18,7 @@ from mood_jax.models.checkpoint import DTYPES
 from mood_jax.models.sharding import make_mesh
 from mood_jax.probes.estimators import ESTIMATORS
 from mood_jax.readout import STATE_DTYPES, Readout
-from mood_jax.studies import ablate, calibrate
+from mood_jax.studies import ablate, calibrate, origin
 from mood_jax.studies.collect import Protocol, R
 from mood_jax.studies.profile import SCALES
 from mood_jax.studies.store import StateStore, collect_grid, is_finished, open_store
@@ -140,10 +140,10 @@ def _readout(readout: Any) -> None:
 
 
 def load(config: Any) -> Model:
-    """The config's model on its mesh."""
+    """The config's model on its mesh; what a reader of its numbers should know is printed."""
     values.named("config.model", config.model)
     name = str(embedded_folder()) if config.model == EMBEDDED else config.model
-    return processes.together(
+    model = processes.together(
         lambda: load_model(
             name,
             dtype=config.dtype,
@@ -154,6 +154,15 @@ def load(config: Any) -> Model:
             param_cache=config.param_cache,
         )
     )
+    for note in model.notes:
+        print(f"note: {note}")
+    return model
+
+
+def origin_of(config: Any) -> dict[str, Any] | None:
+    """`origin.of_files` of the config's checkpoint."""
+    name = str(embedded_folder()) if config.model == EMBEDDED else config.model
+    return origin.of_files(name, dtype=config.dtype, revision=config.revision, plain_text=config.plain_text)
 
 
 def embedded_folder() -> Path:
@@ -250,6 +259,7 @@ def grid_store(config: Any, workdir: Path) -> StateStore:
     folder = workdir / "units" / "ablation"
     store = _opened(folder)
     if store is not None and _fits(config, source, axes, store):
+        artifacts.claim_workdir(workdir, "ablate", store.settings)  # again, where it is gone
         made = store.settings["model"]
         print(f"states: {folder}, of {made['name']} ({made['fingerprint'][:8]}…); the model is not loaded")
         return store
@@ -259,15 +269,14 @@ def grid_store(config: Any, workdir: Path) -> StateStore:
     asking = _protocol(config, grid, config.calibration_tokens, batch_size)
     made_from = calibrate.collected_from(model, source, axes, asking, config.samples)
     artifacts.check_workdir(workdir, "ablate", made_from)
-    return collect_grid(
-        model,
-        calibrate.asks(source, axes, config.samples),
-        asking,
-        folder=folder,
-        claim=lambda: artifacts.claim_workdir(workdir, "ablate", made_from),
-        settings=made_from,
-        label="ablation",
-    )
+
+    def claim() -> None:
+        artifacts.claim_workdir(workdir, "ablate", made_from)
+
+    asked = calibrate.asks(source, axes, config.samples)
+    store = collect_grid(model, asked, asking, folder=folder, claim=claim, settings=made_from, label="ablation")
+    claim()  # again, where all units were there and their claim was not
+    return store
 
 
 def _opened(folder: Path) -> StateStore | None:
@@ -279,19 +288,17 @@ def _opened(folder: Path) -> StateStore | None:
 
 
 def _fits(config: Any, source: bank.Bank, axes: tuple[bank.Axis, ...], store: StateStore) -> bool:
-    """Was the store made from this config, as far as that can be told without the model?"""
+    """Was the store made from this config and from the checkpoint as its files are now?"""
     made = store.settings
-    checkpoint = str(embedded_folder()) if config.model == EMBEDDED else config.model
-    model = {
-        "name": Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint,
-        "revision": config.revision or None,
-        "dtype": config.dtype,
-    }
+    here = origin_of(config)
+    if here is None:
+        print(f"note: {config.model} is not on this machine; that it is what the states were made from is not checked")
+        name = Path(config.model).name if Path(config.model).is_dir() else config.model
+        here = {"model": made["model"] | {"name": name, "dtype": config.dtype}}
     batch_size = config.batch_size or made["protocol"]["batch_size"]
     asking = _protocol(config, replace(store.grid, dtype=config.state_dtype), config.calibration_tokens, batch_size)
     return (
-        all(made["model"][k] == v for k, v in model.items())
-        and (made["model"]["plain_text"] or not config.plain_text)
+        all(made[k] == v for k, v in here.items())
         and made["protocol"] == asking.describe()
         and (made["axes"], made["samples"]) == ([a.id for a in axes], config.samples)
         and made["bank"] == calibrate.bank_hashes(source, axes)

@@ -7,17 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import mood_jax
-from mood_jax import artifacts, bank, numerics, probes, processes, published
+from mood_jax import artifacts, bank, probes, processes, published
 from mood_jax import readout as readouts
 from mood_jax.artifacts import AxisProfile, Calibration, Profile
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
-from mood_jax.studies.calibrate import identity
+from mood_jax.studies import origin
 from mood_jax.studies.collect import Ask, Collected, Protocol, collect
+from mood_jax.studies.origin import identity
 
 SCALES: tuple[probes.Scale, ...] = ("iqr", "article", "pole", "re_read")
 MOVES = 0.1  # up to this correlation (1 % of the variance) a score is not said to move with length
@@ -62,6 +61,12 @@ def check_calibration(model: Model, calibration: Calibration) -> None:
                 f"this calibration was made with another {what} ({made[key]}) than this run's ({mine[key]}); "
                 "use the same, or calibrate again"
             )
+    ends, own = calibration.identity.get("eos_token_ids"), list(model.chat.eos_token_ids)
+    if ends is not None and ends != own:  # earlier versions did not write them down
+        raise UserError(
+            f"this calibration was made with other end-of-sequence ids ({ends}) than this run's ({own}); use the same "
+            "generation_config.json, or calibrate again"
+        )
 
 
 def available_scales(calibration: Calibration, scale: str) -> tuple[probes.Scale, ...]:
@@ -82,20 +87,13 @@ def settings(
     model: Model, calibration: Calibration, source: bank.Bank, protocol: Protocol, samples: int = 1
 ) -> dict[str, Any]:
     """What the numbers were made from, as in `calibrate.settings`."""
-    device = model.mesh.devices.flat[0]
-    return {
-        "model": identity(model),
+    made = {k: calibration.identity[k] for k in ("bank", "protocol", "samples", "versions")}
+    return origin.of_model(model) | {
         "axes": [a.id for a in calibration.axes],
         "bank": {"profile": source.content_hash("profile")},
-        "calibration": {k: calibration.identity[k] for k in ("bank", "protocol", "samples", "versions")},
+        "calibration": made | {"digest": calibration.digest},
         "protocol": protocol.describe(),
         "samples": samples,
-        "versions": {
-            "mood_jax": mood_jax.__version__,
-            "jax": jax.__version__,
-            "device": device.device_kind,
-            **numerics.recorded(),
-        },
     }
 
 
@@ -146,15 +144,22 @@ def run(
     made_from = settings(model, calibration, source, protocol, samples)
     if workdir is not None:
         artifacts.check_workdir(workdir, "measure", made_from)
+
+    def claim() -> None:
+        if workdir is not None:
+            artifacts.claim_workdir(workdir, "measure", made_from)
+
     collected = collect(
         model,
         asks(source.questions(set="profile"), samples),
         protocol,
         re_read=False,
         folder=None if workdir is None else workdir / "units" / "profile",
-        claim=None if workdir is None else lambda: artifacts.claim_workdir(workdir, "measure", made_from),
+        claim=claim,
+        settings={k: made_from[k] for k in ("bank", "samples")},
         label=label,
     )
+    claim()  # again, where all units were there and their claim was not
     processes.leave_others()
     notes = published.notes(calibration) + _notes(model, collected)
     return analyse(calibration, collected, made_from, notes, scale=scale), collected
@@ -162,7 +167,7 @@ def run(
 
 def _notes(model: Model, collected: Collected) -> tuple[str, ...]:
     """What else could explain the numbers, said in words."""
-    notes = []
+    notes = list(model.notes)
     if model.chat.default_system is not None:
         text = " ".join(model.chat.default_system.split())
         notes.append(f"the chat template adds a system prompt of its own when none is given: {text[:100]!r}")

@@ -2,7 +2,8 @@
 
 A grid is large (560 responses of an 8B model: 0.8 GB a condition in bfloat16), so the units of `collect` stay where
 they are, one safetensors file a batch, and are mapped; `index.json` beside them says that they are all there, and an
-analysis needs nothing else: no model and no bank.
+analysis needs nothing else: no model and no bank. It says nothing that the units, whose checksums are compared when a
+store is opened, do not say too.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from mood_jax import artifacts
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
 from mood_jax.readout import STATE_DTYPES, Grid, Readout
+from mood_jax.studies import origin, unit
 from mood_jax.studies.collect import Ask, Collected, Protocol, open_unit, units
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2  # 2: units say what they were made from
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,10 @@ class StateStore:
         s, r = _numbers("site", self.sites, sites), _numbers("reducer", self.reducers, reducers)
         place = self.place if rows is None else self.place[_row_numbers(rows)]
         out = np.empty((len(place), len(s), len(r), self.shape[-1]), np.float32)
-        for k, unit in enumerate(self.units):
+        for k, states in enumerate(self.units):
             here = np.flatnonzero(place[:, 0] == k)
             if len(here):
-                out[here] = unit[condition][np.ix_(place[here, 1], s, r)]
+                out[here] = states[condition][np.ix_(place[here, 1], s, r)]
         return out
 
     def collected(self, readout: Readout, rows: Sequence[int] | np.ndarray | None = None) -> Collected:
@@ -140,10 +142,10 @@ def collect_grid(
     without one, all states stay in memory. `settings` (JSON-ready) is kept with them; other arguments as of `collect`.
     """
     grid = protocol.readout
-    parts = list(
-        units(model, asks, protocol, re_read=re_read, control=control, folder=folder, claim=claim, label=label)
-    )
-    store = _store([a.id for a in asks], parts, grid, dict(settings or {}))
+    settings = dict(settings or {})
+    options = {"re_read": re_read, "control": control, "folder": folder, "claim": claim, "label": label}
+    parts = list(units(model, asks, protocol, settings=settings, **options))
+    store = _store([a.id for a in asks], parts, grid, settings)
     if folder is not None:
         files = [folder / f"{k:05d}.safetensors" for k in range(len(parts))]
         record = {
@@ -154,7 +156,9 @@ def collect_grid(
             "dtype": grid.dtype,
             "conditions": list(store.conditions),
             "ids": [a.id for a in asks],
-            "units": [{"file": path.name, "bytes": path.stat().st_size} for path in files],
+            "units": [
+                {"file": path.name, "bytes": path.stat().st_size, "sha256": unit.checksum(path)} for path in files
+            ],
             "settings": store.settings,
         }
         artifacts.write_json(folder / INDEX, record)
@@ -180,18 +184,38 @@ def open_store(folder: Path, command: str = "scripts/ablate.py") -> StateStore:
         raise UserError(f"{path} is not an index of format {FORMAT}; {again}")
     try:
         grid = Grid(tuple(record["sites"]), tuple(record["reducers"]), record["span"], record["dtype"])
-        parts = []
+        parts, origins = [], []
         for entry in record["units"]:
-            unit = folder / entry["file"]
-            if not unit.is_file() or unit.stat().st_size != entry["bytes"]:
-                raise UserError(f"{unit} is missing or damaged; {again}")
-            parts.append(open_unit(unit))
+            file = folder / entry["file"]
+            if not file.is_file() or file.stat().st_size != entry["bytes"]:
+                raise UserError(f"{file} is missing or damaged; {again}")
+            try:
+                origins.append(unit.verify(file, entry["sha256"]))
+                parts.append(open_unit(file))
+            except UserError as e:
+                raise UserError(f"{str(e).partition(';')[0]}; {again}") from e
+        for entry, made_from in zip(record["units"], origins, strict=True):
+            origin.refuse_other(folder / entry["file"], made_from, origins[0])
         found = _store(record["ids"], parts, grid, record["settings"])
-        if list(found.conditions) != record["conditions"]:
-            raise ValueError(f"the states are {', '.join(found.conditions)}")
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        _check_index(record, found, origins[0])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path} does not fit the files beside it ({e}); {again}") from e
     return found
+
+
+def _check_index(record: Mapping[str, Any], found: StateStore, made_from: Mapping[str, Any]) -> None:
+    """Raises ValueError where an index says other things than the units' own origin."""
+    ids, reading = record["ids"], made_from["reading"]
+    for name in ("sites", "reducers", "span", "dtype", "conditions"):
+        if record[name] != reading[name]:
+            raise ValueError(f"the units' {name} are {reading[name]}")
+    if list(found.conditions) != record["conditions"]:
+        raise ValueError(f"the states are {', '.join(found.conditions)}")
+    rows = sum(len(states[found.conditions[0]]) for states in found.units)
+    if (len(ids), artifacts.record_digest(ids)) != (rows, made_from["texts"]["ids"]):
+        raise ValueError("the units were made for other responses")
+    if artifacts.first_difference(record["settings"], made_from["settings"]) is not None:
+        raise ValueError("the units were made from other settings")
 
 
 def _store(ids: Sequence[str], parts: Sequence[Collected], grid: Grid, settings: dict[str, Any]) -> StateStore:

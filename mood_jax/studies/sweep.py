@@ -4,30 +4,37 @@ A unit is made in a local scratch folder, where it resumes batch by batch, and t
 folder, a bucket or a local one. Its `done.json`, written last, holds what it was made from and the size and sha256 of
 every file: a unit without one, or with a file that differs, is made again. So no rename is asked of a bucket, and a
 process that is killed at any moment leaves nothing that looks whole and is not.
+
+What a unit was made from are its settings, which name things, and its origin, which holds their contents: fingerprint
+of the weights, hashes of texts and template, the readout itself, versions. Units of a model have one origin: a sweep
+compares it with the checkpoint and the bank as they lie there now, and refuses to put two of them into one table.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from mood_jax import artifacts, bank, processes, values
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
-from mood_jax.studies import calibrate, profile, save
+from mood_jax.readout import PRESETS
+from mood_jax.studies import calibrate, origin, profile, save
 from mood_jax.studies import config as study
 
 DONE = "done.json"
-FORMAT = 1
+FORMAT = 2  # 2: the origin
 STATES = ("whole", "begun", "damaged", "missing")
 # What may differ between two runs that give the same numbers, and so does not belong to what a unit was made from.
 FREE = ("offline", "param_cache", "profile")
@@ -48,7 +55,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Check:
-    """What stands in a unit's place: one of STATES, and why where it is damaged; its record where it is whole."""
+    """What stands in a unit's place: one of STATES, and why where it is damaged; its record where it is whole.
+
+    `reason` of a whole unit: what could not be compared.
+    """
 
     state: str
     reason: str = ""
@@ -120,19 +130,60 @@ def made_from(config: Any, unit: Unit) -> dict[str, Any]:
     return json.loads(artifacts.json_bytes({**fields, "states_kept": bool(config.states)}))
 
 
-def check(place: epath.Path, wanted: Mapping[str, Any]) -> Check:
+def contents_of(config: Any) -> Callable[[Unit], dict[str, Any]]:
+    """Unit → the origin that it would have now, as far as that is known without its model.
+
+    "model" and "eos_token_ids" are missing where the checkpoint is not on this machine, "versions" always.
+    """
+
+    @functools.cache
+    def files_of(model: str) -> dict[str, Any]:
+        return study.origin_of(config.models[model]) or {}
+
+    sources: dict[str, bank.Bank] = {}  # by file: a bank takes half a second to check
+
+    @functools.cache
+    def asked(model: str, set_: str) -> dict[str, Any]:
+        own = unit_config(config, Unit(model, set_, 0))
+        path = str(own.bank)
+        source = sources[path] = sources.get(path) or study.source_bank(own)
+        axes = study.chosen_axes(own, source)
+        hashes = calibrate.bank_hashes(source, axes, study.names(own.cross_sets), set_)
+        found: dict[str, Any] = {"bank": hashes | {"profile": source.content_hash("profile")}}
+        if own.readout not in PRESETS:
+            selected = artifacts.Selected.load(str(own.readout))
+            found |= {"readout": asdict(selected.readout), "estimator": own.estimator or selected.estimator}
+        return json.loads(artifacts.json_bytes(found))
+
+    return lambda unit: asked(unit.model, unit.set) | files_of(unit.model)
+
+
+def made_origin(made: artifacts.Calibration, measured: artifacts.Profile) -> dict[str, Any]:
+    """The origin of a unit that was made."""
+    by = made.identity
+    return {
+        **{key: by[key] for key in ("model", "eos_token_ids", "versions", "estimator")},
+        "bank": by["bank"] | measured.identity["bank"],
+        "readout": asdict(made.readout),
+    }
+
+
+def check(place: epath.Path, wanted: Mapping[str, Any], now: Mapping[str, Any]) -> Check:
     """Reads a unit's files and compares them with its record.
 
-    Raises UserError when it is whole but was made with other settings: the sweep's config has changed.
+    Raises UserError when it is whole but was made with other settings, or from another origin than `now` (see
+    `contents_of`): the sweep's config has changed, or the checkpoint, the bank or the readout that it names.
     """
     done = place / DONE
     if not done.exists():
         return Check("begun" if place.exists() else "missing")
     try:
         record = json.loads(done.read_bytes())
-        files, there = record["files"], record["settings"]
+        files, there, made = record["files"], record["settings"], record.get("origin", {})
         if record["format"] != FORMAT:
             return Check("damaged", f"its record has format {record['format']}, not {FORMAT}")
+        if not artifacts.is_sealed(record):
+            return Check("damaged", f"the checksum of {DONE} differs")
         for name, about in files.items():
             path = place / name
             if not path.exists():
@@ -150,11 +201,45 @@ def check(place: epath.Path, wanted: Mapping[str, Any]) -> Check:
                 f"{place} was made with {key} = {there.get(key)!r}, and this sweep has {wanted.get(key)!r}; use "
                 "another --workdir, or the first sweep's settings"
             )
-    return Check("whole", record=record)
+    refuse_other(place, made, now)
+    unknown = "" if "model" in now else "its checkpoint is not here, to see whether it is the same"
+    return Check("whole", unknown, record)
 
 
-def publish(scratch: Path, place: epath.Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-    """Copies what a unit has made to its place, its record last. Raises UserError when it cannot be written."""
+def refuse_other(place: epath.Path | str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raises UserError where a unit's origin `there` differs in anything that `here` has."""
+    different = artifacts.first_difference({key: there.get(key) for key in here}, here)
+    if different is not None:
+        key, first, second = different
+        raise UserError(
+            f"{place} was made with {key} = {first}, and now it would be {second}; put back what was changed "
+            "(checkpoint folder, bank file, readout or software), or use another --workdir"
+        )
+
+
+def refuse_mixed(whole: Sequence[tuple[Unit, Mapping[str, Any]]]) -> None:
+    """Raises UserError where units of one model have more than one origin, of all that they have in common."""
+    first: dict[str, tuple[Unit, dict[str, Any]]] = {}
+    for unit, record in whole:
+        own = dict(record["origin"])
+        for name, value in own.pop("bank").items():  # a set of the bank has one content, whoever is asked it
+            own[f"bank.{name}"] = value
+        other, known = first.setdefault(unit.model, (unit, {}))
+        for key, value in own.items():
+            different = artifacts.first_difference({key: known.setdefault(key, value)}, {key: value})
+            if different is not None:
+                name, there, here = different
+                raise UserError(
+                    f"the units of {unit.model} do not belong together: {other.name} was made with {name} = {there}, "
+                    f"and {unit.name} with {here}; delete the folders of one kind and run the same command again"
+                )
+
+
+def publish(scratch: Path, place: epath.Path, about: Mapping[str, Any]) -> None:
+    """Copies what a unit has made to its place, its record last. Raises UserError when it cannot be written.
+
+    `about`: the record's settings, origin and summary.
+    """
     files = {}
     try:
         if place.exists():
@@ -166,7 +251,7 @@ def publish(scratch: Path, place: epath.Path, settings: Mapping[str, Any], summa
             data = path.read_bytes()
             _write(place / name, data)
             files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        record = {"format": FORMAT, "settings": dict(settings), "files": files, "summary": dict(summary)}
+        record = artifacts.sealed({"format": FORMAT, "files": files, **about})
         _write(place / DONE, artifacts.json_bytes(record))
     except OSError as e:
         raise UserError(f"{place} could not be written ({e.strerror or e}); run the same command again") from e
@@ -187,7 +272,7 @@ def is_local(path: epath.Path | str) -> bool:
 
 
 def run_unit(model: Model, config: Any, folder: Path, keep_states: bool) -> dict[str, Any]:
-    """Calibration and profile of one unit (resumably) in a local folder; its numbers, JSON-ready."""
+    """Calibration and profile of one unit (resumably) in a local folder; its origin and summary, JSON-ready."""
     source = study.source_bank(config)
     axes = study.chosen_axes(config, source)
     protocol = study.protocol(config, model, config.calibration_tokens)
@@ -211,9 +296,9 @@ def run_unit(model: Model, config: Any, folder: Path, keep_states: bool) -> dict
     if keep_states:
         save.collected(folder / "calibration", made.collected, protocol.readout)
         save.collected(folder / "profile", collected, protocol.readout)
-    return {
+    summary = {
         "scale": config.scale,
-        "model": calibrate.identity(model)["name"],
+        "model": made.calibration.identity["model"]["name"],
         "axes": {
             a.axis.id: {
                 "mean": a.mean,
@@ -225,6 +310,7 @@ def run_unit(model: Model, config: Any, folder: Path, keep_states: bool) -> dict
             for a, e in zip(measured.axes, made.calibration.evidence, strict=True)
         },
     }
+    return {"origin": made_origin(made.calibration, measured), "summary": summary}
 
 
 def scratch_folder(config: Any, workdir: epath.Path) -> Path:
@@ -250,17 +336,17 @@ def run(
         note: is told one line a unit.
         around: a context in which a unit that is not there yet is made.
 
-    Returns the reason for every unit that could not be made. Raises UserError as `check` does, before any is made.
+    Returns the reason for every unit that could not be made. Raises UserError as `check` and `refuse_mixed` do, before
+    any is made.
     """
     scratch = scratch_folder(config, workdir)
-    wanted = {unit: made_from(config, unit) for unit in chosen}
-    checks = _checks(workdir, wanted)
+    checks = _checks(config, workdir, chosen)
     failed: dict[Unit, str] = {}
     loaded: tuple[str, Model] | None = None
     for number, unit in enumerate(chosen, 1):
         at = f"{number}/{len(chosen)} {unit.name}"
         if checks[unit].state == "whole":
-            note(f"{at}: whole")
+            note(f"{at}: whole" + (f"; {checks[unit].reason}" if checks[unit].reason else ""))
             continue
         if checks[unit].state == "damaged":
             note(f"{at}: made again: {checks[unit].reason}")
@@ -268,45 +354,88 @@ def run(
         try:
             if loaded is None or loaded[0] != unit.model:
                 loaded = None  # the one before has to go first
-                loaded = (unit.model, study.load(own))
+                model = study.load(own)
+                _refuse_others(config, workdir, unit.model, model)
+                loaded = (unit.model, model)
             folder = scratch / unit.name
             with around(unit):
-                summary = run_unit(loaded[1], own, folder, config.states)
-            _hand_over(folder, workdir / "units" / unit.name, wanted[unit], summary)
-            real = sum(a["verdict"] == "real" for a in summary["axes"].values())
-            note(f"{at}: done, {real} of {len(summary['axes'])} axes real")
+                made = run_unit(loaded[1], own, folder, config.states)
+            _hand_over(folder, workdir / "units" / unit.name, {"settings": made_from(config, unit), **made})
+            axes = made["summary"]["axes"].values()
+            note(f"{at}: done, {sum(a['verdict'] == 'real' for a in axes)} of {len(axes)} axes real")
         except UserError as e:
             failed[unit] = str(e)
             note(f"{at}: failed: {e}")
     return failed
 
 
-def _checks(workdir: epath.Path, wanted: Mapping[Unit, Mapping[str, Any]]) -> dict[Unit, Check]:
-    """The states of all units, without their records, as process 0 finds them."""
+def looked_at(config: Any, workdir: epath.Path, chosen: Sequence[Unit]) -> list[Check]:
+    """`check` of these units. Raises UserError as `check` and `refuse_mixed` do."""
+    now, found = contents_of(config), []
+    for unit in chosen:
+        place = workdir / "units" / unit.name
+        found.append(check(place, made_from(config, unit), now(unit) if (place / DONE).exists() else {}))
+    refuse_mixed([(unit, c.record) for unit, c in zip(chosen, found, strict=True) if c.record is not None])
+    return found
+
+
+def _checks(config: Any, workdir: epath.Path, chosen: Sequence[Unit]) -> dict[Unit, Check]:
+    """The states of all units, without their records, as process 0 finds them.
+
+    Raises UserError as `looked_at`, and where a model's finished units are of other versions than those to be made.
+    """
 
     def look() -> list[list[str]]:
-        found = (check(workdir / "units" / unit.name, settings) for unit, settings in wanted.items())
+        found = looked_at(config, workdir, chosen)
+        short = {unit.model for unit, c in zip(chosen, found, strict=True) if c.record is None}
+        for unit, c in zip(chosen, found, strict=True):
+            if unit.model in short and c.record is not None:
+                here = {"versions": origin.versions(jax.devices()[0])}
+                refuse_other(workdir / "units" / unit.name, c.record["origin"], here)
         return [[c.state, c.reason] for c in found]
 
     found = processes.on_first(look)
-    return {unit: Check(state, reason) for unit, (state, reason) in zip(wanted, found, strict=True)}
+    return {unit: Check(state, reason) for unit, (state, reason) in zip(chosen, found, strict=True)}
 
 
-def _hand_over(scratch: Path, place: epath.Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+def _refuse_others(config: Any, workdir: epath.Path, model: str, loaded: Model) -> None:
+    """Raises UserError where finished units of this model, in whichever part of the sweep, have another origin."""
+    here = origin.of_model(loaded)
+
+    def look() -> None:
+        now = contents_of(config)
+        for unit in units(config):
+            place = workdir / "units" / unit.name
+            if unit.model != model or not (place / DONE).exists():
+                continue
+            try:
+                record = json.loads((place / DONE).read_bytes())
+                is_sound = record["format"] == FORMAT and artifacts.is_sealed(record)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                is_sound = False  # it is named when its part of the sweep is looked at
+            if is_sound:
+                refuse_other(place, record["origin"], now(unit) | here)
+
+    processes.on_first(look)
+
+
+def _hand_over(scratch: Path, place: epath.Path, about: Mapping[str, Any]) -> None:
     """Publishes a unit and clears its scratch folder, in process 0."""
 
     def work() -> None:
-        publish(scratch, place, settings, summary)
+        publish(scratch, place, about)
         shutil.rmtree(scratch)
 
     processes.on_first(work)
 
 
 def status(config: Any, workdir: epath.Path, chosen: Sequence[Unit]) -> Iterator[tuple[Unit, Check, int]]:
-    """Of every unit: what stands in its place, and how many batches are finished in the scratch folder."""
+    """Of every unit: what stands in its place, and how many batches are finished in the scratch folder.
+
+    Raises UserError as `check` and `refuse_mixed` do.
+    """
     scratch = scratch_folder(config, workdir)
-    for unit in chosen:
-        found = check(workdir / "units" / unit.name, made_from(config, unit))
+    for unit, found in zip(chosen, looked_at(config, workdir, chosen), strict=True):
         batches = len(list((scratch / unit.name).glob("units/*/*.safetensors"))) if found.state != "whole" else 0
         if batches and found.state == "missing":
             found = Check("begun")

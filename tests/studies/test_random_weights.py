@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import mood_jax as mj
 from mood_jax import bank, probes
 from mood_jax import readout as readouts
+from mood_jax.errors import UserError
 from mood_jax.generation import engine
 from mood_jax.generation.model import random_weights
 from mood_jax.models import families
@@ -181,9 +182,10 @@ def test_units_hold_it_and_a_run_without_it_does_not_take_them(model, control, f
         np.testing.assert_array_equal(first.states[condition], found.states[condition])
         np.testing.assert_array_equal(again.states[condition], found.states[condition])
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == files
-    without = collect(model, asks(), protocol(), **options)
-    assert list(without.states) == CONDITIONS[:2]
-    assert "00000.safetensors is done again: " in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"00000\.safetensors was made with reading\.conditions = "):
+        collect(model, asks(), protocol(), **options)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == files
+    assert capsys.readouterr().err == ""
 
 
 def test_a_grid_may_have_it_too(model, control, tmp_path):

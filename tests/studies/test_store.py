@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from mood_jax import readout as readouts
 from mood_jax.errors import UserError
 from mood_jax.generation import api
 from mood_jax.readout import GRID_REDUCERS, Grid
+from mood_jax.studies import unit
 from mood_jax.studies.collect import Ask, Protocol
 from mood_jax.studies.store import StateStore, collect_grid, open_store
 from tests.studies.tiny import QUESTIONS, checkpoint
@@ -205,16 +205,18 @@ def test_only_what_is_asked_for_is_read(tmp_path):
     """A store of 60 MB: a slice of one site takes about its own room, and opening takes next to none."""
     grid, n, d = readouts.grid(L), 250, 1000
     per_unit = n // 2
+    ids = [f"{k}/{i}" for i in range(per_unit) for k in range(2)]
+    index = {"sites": list(SITES), "reducers": list(grid.reducers), "span": "response", "dtype": "float32"}
+    index |= {"conditions": ["in_context", "re_read"]}
+    made_from = {"reading": index, "settings": {}, "texts": {"ids": artifacts.record_digest(ids)}}
     for k in range(2):
         records = [{"id": f"{k}/{i}"} for i in range(per_unit)]
-        tensors = {f"states.{c}": np.full((per_unit, 6, 5, d), k + 1, np.float32) for c in ("in_context", "re_read")}
-        lines = np.frombuffer(json.dumps(records).encode(), np.uint8)
-        artifacts.write_tensors(tmp_path / f"{k:05d}.safetensors", tensors | {"records": lines})
-    files = [{"file": p.name, "bytes": p.stat().st_size} for p in sorted(tmp_path.iterdir())]
-    ids = [f"{k}/{i}" for i in range(per_unit) for k in range(2)]
-    record = {"format": 1, "span": "response", "dtype": "float32", "settings": {}, "ids": ids, "units": files}
-    record |= {"sites": SITES, "reducers": grid.reducers, "conditions": ["in_context", "re_read"]}
-    artifacts.write_json(tmp_path / "index.json", record)
+        states = {c: np.full((per_unit, 6, 5, d), k + 1, np.float32) for c in ("in_context", "re_read")}
+        unit.write(tmp_path / f"{k:05d}.safetensors", records, states, made_from)
+    files = [
+        {"file": p.name, "bytes": p.stat().st_size, "sha256": unit.checksum(p)} for p in sorted(tmp_path.iterdir())
+    ]
+    artifacts.write_json(tmp_path / "index.json", index | {"format": 2, "settings": {}, "ids": ids, "units": files})
     assert sum(f["bytes"] for f in files) > 59e6
     tracemalloc.start()
     store = open_store(tmp_path)
@@ -232,8 +234,8 @@ def test_only_what_is_asked_for_is_read(tmp_path):
 def test_units_on_disk_are_mapped_and_read_only(model, finished, tmp_path):
     folder = copied(finished["float32"], tmp_path / "units", "00001.safetensors")
     for store in (open_store(finished["float32"]), collected(model, folder)):  # a new unit like a finished one
-        for unit in store.units:
-            for states in unit.values():
+        for views in store.units:
+            for states in views.values():
                 assert isinstance(states, np.memmap)
                 assert not states.flags.writeable
 
@@ -305,21 +307,39 @@ def test_a_damaged_unit_is_named_and_done_again(model, finished, tmp_path, capsy
 
 
 def test_a_unit_of_other_states_is_done_again(model, finished, tmp_path, capsys):
-    """Of another dtype; without a condition; with other sites."""
+    """Without a condition; with other sites; in another dtype. All say of themselves that they are this run's."""
     folder = copied(finished["bfloat16"], tmp_path / "units")
-    path = folder / "00002.safetensors"
-    tensors = dict(artifacts.map_tensors(folder / "00001.safetensors"))
-    tensors["states.re_read"] = tensors["states.re_read"][:, :5]
-    artifacts.write_tensors(folder / "00001.safetensors", tensors)
-    tensors = dict(artifacts.map_tensors(path))
-    del tensors["states.re_read"]
-    artifacts.write_tensors(path, tensors)
-    (folder / "00000.safetensors").write_bytes((finished["float32"] / "00000.safetensors").read_bytes())
+
+    def changed(k: int, change: Any) -> None:
+        path = folder / f"0000{k}.safetensors"
+        records, states = unit.read(path)
+        unit.write(path, records, change(dict(states)), unit.verify(path))
+
+    changed(0, lambda states: {c: s.astype(np.float32) for c, s in states.items()})
+    changed(1, lambda states: states | {"re_read": states["re_read"][:, :5]})
+    changed(2, lambda states: {"in_context": states["in_context"]})
     collected(model, folder, "bfloat16")
     said = capsys.readouterr().err.splitlines()
     assert [line.split(" ")[0] for line in said] == [f"0000{k}.safetensors" for k in range(3)]
     assert all("holds other states than this run's" in line for line in said)
     same_files(folder, finished["bfloat16"])
+
+
+@pytest.mark.usefixtures("never")
+def test_a_unit_of_another_collection_is_refused_and_stays(model, finished, tmp_path):
+    folder = copied(finished["bfloat16"], tmp_path / "units")
+    (folder / "00001.safetensors").write_bytes((finished["float32"] / "00001.safetensors").read_bytes())
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    said = 'was made with reading.dtype = "float32", and this command has "bfloat16"; use another --workdir, or'
+    with pytest.raises(UserError, match=said):
+        collected(model, folder, "bfloat16")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    index = artifacts.read_json(folder / "index.json")
+    path = folder / "00001.safetensors"
+    index["units"][1] |= {"bytes": path.stat().st_size, "sha256": unit.checksum(path)}
+    artifacts.write_json(folder / "index.json", index)
+    with pytest.raises(UserError, match=r"00001\.safetensors was made with reading\.dtype"):
+        open_store(folder)
 
 
 def spoil(folder: Path, **fields: Any) -> None:
@@ -330,7 +350,7 @@ def spoil(folder: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"format": 2}, "is not an index of format 1"),
+        ({"format": 1}, "is not an index of format 2"),
         ({"ids": None}, "does not fit the files beside it"),
         ({"ids": ["q9|x"]}, "does not fit the files beside it"),
         ({"sites": ["embed"]}, "does not fit the files beside it"),
@@ -338,6 +358,13 @@ def spoil(folder: Path, **fields: Any) -> None:
         ({"conditions": ["in_context"]}, "does not fit the files beside it"),
         ({"units": [{"file": "00007.safetensors", "bytes": 1}]}, "00007.safetensors is missing or damaged"),
         ({"units": 3}, "does not fit the files beside it"),
+        ({"units": []}, "does not fit the files beside it"),
+        ({"sites": list(SITES[::-1])}, "does not fit the files beside it"),
+        ({"reducers": list(GRID_REDUCERS[::-1])}, "does not fit the files beside it"),
+        ({"span": "article"}, "does not fit the files beside it"),
+        ({"ids": [a.id for a in asks()][1:]}, "made for other responses"),
+        ({"ids": [a.id for a in asks()][::-1]}, "made for other responses"),
+        ({"settings": SETTINGS | {"samples": 2}}, "made from other settings"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(finished, tmp_path, fields, said):
