@@ -32,8 +32,7 @@ from mood_jax.probes.student import mean_interval, quantile, two_sided_p
 from mood_jax.probes.whitened import ledoit_wolf
 
 _DRAWS_AT_ONCE = 128
-# A difference of AUCs has no standard error to speak of below.
-FEWEST_QUESTIONS = 4
+FEWEST_QUESTIONS = 2  # of a standard error over questions
 _ROUNDINGS = 8  # a spread of so many units in the last place is rounding
 _SAME_SUM = 1e-12  # sums of the same numbers with other signs, added in another order, as a share of their sizes
 # The least Ledoit–Wolf weight of the identity: below it float32 loses the metric across the samples' span.
@@ -148,7 +147,7 @@ def paired_auc_difference(
 
     Both are resampled together, so what a hard question does to both cancels. The variance of a bootstrap of Q
     questions is too small by (Q − 1)/Q, and known with Q − 1 degrees of freedom: both are taken into account, so that
-    1 to 6 % of null differences have p < 0.05, and no more than 1.6 % p < 0.01, from four questions on.
+    1 to 6 % of null differences have p < 0.05, and no more than 1.6 % p < 0.01, from two questions on.
 
     Args:
       x_a, x_b: [n] scores of any scale and offset, in the dtype in which they come. With `states`, they are the

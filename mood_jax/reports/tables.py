@@ -121,7 +121,7 @@ def length_warnings(axes: Sequence[str], evidence: Sequence[Mapping], profile: S
             null = f" of ±{found['least']:g} or less" if found.get("least") else ""
             lines.append(
                 f"  length: {name}: the score moves with the number of tokens, "
-                f"r {found['r']:+.2f} [{low:+.2f}, {high:+.2f}], p {found['p_holm']:.2g}{null}"
+                f"rank r {found['r']:+.2f} [{low:+.2f}, {high:+.2f}], p {found['p_holm']:.2g}{null}"
             )
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ import numpy as np
 from mood_jax import probes
 from mood_jax import readout as readouts
 from mood_jax.probes.arrays import map_in_batches
-from mood_jax.probes.comparisons import paired_auc_difference
+from mood_jax.probes.comparisons import FEWEST_QUESTIONS, paired_auc_difference
 from mood_jax.probes.directions import Estimator
 from mood_jax.probes.estimators import estimator as estimator_named
 from mood_jax.probes.folds import encode, standardise
@@ -62,14 +62,18 @@ def evaluation(
     """Directions of set A on the evaluation questions, which no choice has seen.
 
     Args:
-        data, held_out: the axes' set A and evaluation responses, in the same order; an axis without evaluation
-            questions in both poles is left out.
+        data, held_out: the axes' set A and evaluation responses, in the same order; an axis without two evaluation
+            questions, or without one of its poles there, is left out.
         finalists: by role; "production" is what the others are compared with.
 
     Returns: per finalist and trial (`TRIALS`) the AUC and d′ of every axis and their means, and `difference`: the mean
     AUC minus production's with question-bootstrap ci95 and p. Empty where no axis has evaluation questions.
     """
-    usable = [k for k, d in enumerate(held_out) if {-1, 1} <= set(d.sign.tolist())]
+    usable = [
+        k
+        for k, d in enumerate(held_out)
+        if {-1, 1} <= set(d.sign.tolist()) and len(set(d.question[d.sign != 0].tolist())) >= FEWEST_QUESTIONS
+    ]
     if not usable:
         return {}
     out: dict[str, Any] = {}

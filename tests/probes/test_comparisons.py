@@ -73,8 +73,8 @@ def test_a_readout_does_not_differ_from_itself(rng):
     assert certain["ci95"][0] < 0.5 < certain["ci95"][1]
     with pytest.raises(UserError, match="one pole is missing"):
         paired_auc_difference(x, -x, np.ones(60), QUESTION, n_boot=100)
-    with pytest.raises(UserError, match="needs 4 questions, not 3"):
-        paired_auc_difference(x[:6], -x[:6], SIGN[:6], QUESTION[:6], n_boot=100)
+    with pytest.raises(UserError, match="needs 2 questions, not 1"):
+        paired_auc_difference(x[:4], -x[:4], [1, -1, 0, 0], QUESTION[:4], n_boot=100)
 
 
 def test_paired_difference_of_fixed_readouts_has_the_right_size_and_power():

@@ -20,7 +20,7 @@ def test_length_is_named_where_it_may_explain_and_nowhere_else():
         "  length: a: the poles differ in length (token count alone: AUC 0.91, p 0.004); 0.55 with length taken out"
     )
     assert length_warnings(["a", "b"], [EVEN, EVEN], [still, moved]) == (
-        "  length: b: the score moves with the number of tokens, r -0.62 [-0.80, -0.30], p 0.01"
+        "  length: b: the score moves with the number of tokens, rank r -0.62 [-0.80, -0.30], p 0.01"
     )
     assert length_warnings(["a"], [EVEN], [moved | {"least": 0.1}]).endswith("p 0.01 of ±0.1 or less")
     assert length_warnings(["a"], [{}], [{}]) == ""  # imported axes, and profiles of earlier versions
