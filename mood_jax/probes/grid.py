@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mood_jax.probes.arrays import einsum, shifted
+from mood_jax.probes.arrays import einsum, length, shifted
 from mood_jax.probes.arrays import spread as rms_spread
 from mood_jax.probes.directions import Direction, trimmed_mean, unit_difference
 from mood_jax.probes.folds import TIE
@@ -132,6 +132,7 @@ def readout_scores(
             found.append((nested.x[-1], areas, jax.vmap(dprime)(nested.x, counts), cosine, nested.ok, nested.choice))
         return tuple(jnp.stack(column) for column in zip(*found, strict=True))
 
+    states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
     readouts = jnp.concatenate([states, einsum("ms,snd->mnd", mixes, states)])
     return ReadoutScores(*lax.map(one, readouts, batch_size=at_once))
 
@@ -153,7 +154,7 @@ def split_scores(
     def one(parts: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         origin = parts[0][:1]
         pos, neg, test = (part - origin for part in parts)
-        size = jnp.sqrt((jnp.sum(jnp.square(pos)) + jnp.sum(jnp.square(neg))) / (pos.shape[0] + neg.shape[0]))
+        size = length(jnp.concatenate([pos, neg])) / jnp.sqrt(pos.shape[0] + neg.shape[0])
         direction = unit_difference(trimmed_mean(pos, TRIM) - trimmed_mean(neg, TRIM), jnp.array(True), size)
         x = einsum("nd,d->n", test, direction.vector)
         return auc(x, test_sign), dprime(x, test_sign)

@@ -7,7 +7,7 @@ file) does not matter here. Numbers that are not finite count as not measured: t
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isclose, isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from mood_jax.errors import UserError
 from mood_jax.probes import inputs
@@ -43,12 +43,12 @@ class Ranked:
         return min(values) if all(map(isfinite, values)) else float("nan")
 
 
-def _taken(rows: Iterable[Ranked]) -> list[Ranked]:
-    rows = list(rows) if isinstance(rows, Iterable) else [rows]
-    for row in rows:
+def _taken(rows: Any) -> list[Ranked]:
+    found = list(rows) if isinstance(rows, Iterable) else [rows]
+    for row in found:
         if not isinstance(row, Ranked):
             raise UserError(f"a row is of type {type(row).__name__}; give rows of `Ranked`")
-    return rows
+    return found
 
 
 def ranking(rows: Iterable[Ranked], by: Order = "auc") -> list[Ranked]:

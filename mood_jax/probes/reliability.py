@@ -113,7 +113,8 @@ def _mean_squares(ratings: Any, share: float) -> tuple[MeanSquares, Any]:
 
 
 def _in_units(squares: MeanSquares, unit: Any) -> MeanSquares:
-    return MeanSquares(*(square * unit * unit for square in squares[:4]), squares.ok)
+    rows, columns, error, within = (square * unit * unit for square in squares[:4])
+    return MeanSquares(rows, columns, error, within, squares.ok)
 
 
 def icc(ratings: Any, form: str = "2,1") -> ICC:
