@@ -145,6 +145,7 @@ class Entry:
         Unicode is kept as it is written.
         """
         text = self.word()
+        assert isinstance(self.node, yaml.ScalarNode)
         kept = self.node.value.strip(" \t\r\n") if self.node.style not in ("'", '"') else self.node.value
         if kept != text:
             self.fail("the text begins or ends with white space in quotes, or of a special kind; remove it")

@@ -90,7 +90,7 @@ CHECKS: dict[str, values.Check] = {
     "profile_tokens": _TOKENS,
     "batch_size": lambda _, rows: _rows(rows),
     "scale": values.one_of(SCALES),
-    "state_dtype": values.one_of(STATE_DTYPES, "state dtype"),
+    "state_dtype": lambda _, dtype: _state_dtype(dtype),
     "estimators": lambda field, named: _list(field, named),
     "condition": values.one_of(ablate.CONDITIONS),
     "published": values.text,
@@ -124,6 +124,11 @@ def _list(field: str, named: Any) -> None:
 def _dtype(dtype: Any) -> None:
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; use {' or '.join(DTYPES)}")
+
+
+def _state_dtype(dtype: Any) -> None:
+    if dtype not in STATE_DTYPES:
+        raise UserError(f"states cannot be kept in {dtype!r}; use one of {', '.join(STATE_DTYPES)}")
 
 
 def _rows(rows: Any) -> None:

@@ -84,7 +84,10 @@ def units(config: Any) -> tuple[Unit, ...]:
     if unknown := [s for s in sets if s not in calibrate.SETS]:
         raise UserError(f"unknown calibration set {unknown[0]!r}; use some of {', '.join(calibrate.SETS)}")
     for seed in seeds:
-        values.seed(seed, "a seed of the sweep")
+        try:
+            values.seed(seed)
+        except UserError as e:
+            raise UserError(f"seeds must be whole numbers from 0 to {values.LARGEST_SEED}, not {seed!r}") from e
     if bad := [m for m in config.models if not m or m.startswith(".") or "/" in m]:
         raise UserError(f"{bad[0]!r} cannot name a model of a sweep: it names a folder; leave out slashes")
     found = tuple(Unit(m, s, seed) for m in sorted(config.models) for s in sets for seed in seeds)
