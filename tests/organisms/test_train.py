@@ -246,3 +246,12 @@ def test_every_config_trains_the_spec_of_its_name():
 def test_a_config_with_an_unknown_field_is_refused():
     with pytest.raises(UserError, match="no field 'step'"):
         organism_config(step=3)
+
+
+@pytest.mark.parametrize("left", ["checkpoints/200", "realised/a.json"])
+def test_what_a_run_left_is_not_taken_without_its_claim(tmp_path, left):
+    (tmp_path / left).mkdir(parents=True)
+    config = TrainConfig()
+    with pytest.raises(UserError, match=r"lacks run\.json, which says what .* is of; use another --workdir"):
+        train(config, tmp_path)
+    assert not (tmp_path / "run.json").exists()
