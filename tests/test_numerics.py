@@ -79,9 +79,8 @@ def test_seeds_of_every_integer_type_are_one(rng):
 
 
 def test_keys_are_made_in_one_place():
-    """The probes' own keys come from seeds of studies, which are checked, in processes whose settings are."""
     for path in (ROOT / "mood_jax").rglob("*.py"):
-        if path.name != "numerics.py" and "probes" not in path.parts:
+        if path.name != "numerics.py":
             text = path.read_text(encoding="utf-8")
             made = re.findall(r"jax\.random\.(?:key|PRNGKey)\((?!0\))", text)
             assert not made, f"{path}: make keys with numerics.key"

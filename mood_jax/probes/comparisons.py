@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mood_jax import numerics
 from mood_jax.errors import UserError
 from mood_jax.probes import inputs
 from mood_jax.probes.arrays import einsum, map_in_batches, shifted
@@ -194,7 +195,7 @@ def paired_auc_difference(
         jnp.asarray(encode(code[used])),
         jnp.asarray(fold),
         grams,
-        jax.random.key(seed),
+        numerics.key(seed),
         n_folds=int(fold.max()) + 1,
         n_questions=n_questions,
         n_boot=inputs.count("n_boot", n_boot),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mood_jax import numerics
 from mood_jax.errors import UserError
 from mood_jax.probes import inputs
 from mood_jax.probes.arrays import einsum, map_in_batches
@@ -232,7 +233,7 @@ def length_matched_auc(
         jnp.asarray(fold),
         jnp.asarray(_counts(n_tokens, len(sign))),
         jnp.asarray(inputs.flags("cut", cut, len(sign))),
-        jax.random.key(seed),
+        numerics.key(seed),
         n_folds=int(fold.max()) + 1,
         n_questions=int(code.max()) + 1,
         n_boot=inputs.count("n_boot", n_boot),
@@ -329,7 +330,7 @@ def random_direction_percentile(
         jnp.asarray(states),
         jnp.asarray(sign),
         jnp.asarray(fold),
-        jax.random.key(seed),
+        numerics.key(seed),
         n_folds=int(fold.max()) + 1,
         n_draws=inputs.count("n_draws", n_draws),
     )

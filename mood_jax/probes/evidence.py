@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mood_jax import numerics
 from mood_jax.errors import UserError
 from mood_jax.probes import inputs
 from mood_jax.probes.comparisons import half_splits, split_half
@@ -243,7 +244,7 @@ def evidence(
         group = np.minimum(np.arange(start, start + size), len(signs) - 1)  # the last axis fills up the last group
         some = jax.tree.map(lambda leaf, group=group: leaf[group], axes)
         options = {"n_folds": n_folds, "estimator": estimator, "trim": trim, "n_boot": n_boot, "n_random": n_random}
-        stacked = jax.device_get(_evidence(some, jax.random.key(seed), **options))
+        stacked = jax.device_get(_evidence(some, numerics.key(seed), **options))
         in_group = range(min(size, len(signs) - start))
         blocks += [jax.tree.map(lambda leaf, a=a: leaf[a].tolist(), stacked) for a in in_group]
     # An axis without a direction is no test; its p of 1 costs the others nothing that Holm would not charge anyway.

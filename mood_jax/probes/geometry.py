@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from mood_jax import numerics
 from mood_jax.errors import UserError
 from mood_jax.probes import inputs
 from mood_jax.probes.arrays import COLLINEAR, ROUNDING, map_in_batches, namespace, product, residualise, rounding
@@ -354,7 +355,7 @@ def geometry(
     if n < 2 or a < 1:
         raise UserError(f"the geometry needs scores [questions, axes] of two questions or more, not {[n, a]}")
     given = None if covariates is None else _covariates(covariates, n)
-    x, key = jnp.asarray(table, jnp.float32), jax.random.key(seed)
+    x, key = jnp.asarray(table, jnp.float32), numerics.key(seed)
     if given is None:
         return _in_units(_described(x, jnp.zeros((n, 0)), key, 0, n_boot=n_boot), unit)
     # Covariates of zeros change nothing, and the plain scores then need no program of their own.

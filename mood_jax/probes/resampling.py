@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mood_jax import numerics
 from mood_jax.errors import UserError
 from mood_jax.probes import inputs
 from mood_jax.probes.arrays import einsum, residualise, shifted
@@ -361,7 +362,7 @@ def heldout(
         jnp.asarray(code),
         jnp.asarray(fold),
         None if covariates is None else jnp.asarray(covariates),
-        jax.random.key(seed),
+        numerics.key(seed),
         n_folds=int(fold.max()) + 1,
         n_questions=int(code.max()) + 1,
         n_boot=inputs.count("n_boot", n_boot),
@@ -413,7 +414,7 @@ def bootstrap_mean_ci(
     if given.ndim == 0 or len(given) < 2:
         raise UserError("a bootstrap interval needs scores of two questions at least; ask more questions")
     m, mean = len(given), given.mean(axis=0)
-    draws = bootstrap_indices(jax.random.key(inputs.seed(seed)), inputs.count("n", n), m)
+    draws = bootstrap_indices(numerics.key(seed), inputs.count("n", n), m)
     counts = np.asarray(bootstrap_counts(draws), np.float64)
     spread = np.tensordot(counts, given - mean, axes=1) / m
     widened = quantile(0.05, m - 1.0) / _Z * math.sqrt(m / (m - 1.0))

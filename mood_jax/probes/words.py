@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mood_jax import numerics
 from mood_jax.errors import UserError
 from mood_jax.probes import inputs
 from mood_jax.probes.folds import grouped_folds, own_fold, standardise
@@ -211,7 +212,7 @@ def bag_of_words_auc(
         jnp.asarray(sign),
         jnp.asarray(code),
         jnp.asarray(fold),
-        jax.random.key(seed),
+        numerics.key(seed),
         n_folds=int(fold.max()) + 1,
         n_questions=int(code.max()) + 1,
         n_boot=n_boot,
