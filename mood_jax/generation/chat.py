@@ -316,12 +316,17 @@ class Chat:
         """Notes on end-of-sequence ids that are no control tokens."""
         if not self.eos_token_ids:
             return ["no end-of-sequence id is known: every response runs to its token budget"]
-        words = [(i, self._backend.id_to_token(i)) for i in self.eos_token_ids if i not in self._control]
-        return [
-            f"end-of-sequence id {i} ({word!r}) is an ordinary token: responses may end in the middle of a text"
-            for i, word in words
-            if word is not None
-        ]
+        named = [(i, self._backend.id_to_token(i)) for i in self.eos_token_ids if i not in self._control]
+        words = [f"{i} ({word!r})" for i, word in named if word is not None]
+        if not words:
+            return []
+        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+        which = (
+            f"ids {', '.join(words[:3])}{more} are ordinary tokens"
+            if words[1:]
+            else f"id {words[0]} is an ordinary token"
+        )
+        return [f"end-of-sequence {which} of the tokenizer: responses may end in the middle of a text"]
 
     def _load_template(self) -> str | None:
         """The template, with a constant clock where it asks for one; None for a tokenizer without."""

@@ -161,13 +161,13 @@ def run(
     )
     claim()  # again, where all units were there and their claim was not
     processes.leave_others()
-    notes = published.notes(calibration) + _notes(model, collected)
+    notes = published.notes(calibration) + model.notes + _notes(model, collected)
     return analyse(calibration, collected, made_from, notes, scale=scale), collected
 
 
 def _notes(model: Model, collected: Collected) -> tuple[str, ...]:
     """What else could explain the numbers, said in words."""
-    notes = list(model.notes)
+    notes = []
     if model.chat.default_system is not None:
         text = " ".join(model.chat.default_system.split())
         notes.append(f"the chat template adds a system prompt of its own when none is given: {text[:100]!r}")

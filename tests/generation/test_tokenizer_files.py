@@ -332,10 +332,10 @@ def test_an_ordinary_token_that_ends_responses_is_said_and_is_not_cut_from_texts
         listed = set() if listed is None else set(listed) if isinstance(listed, list) else {listed}
         assert listed <= set(chat.eos_token_ids)
         assert set(chat.eos_token_ids) - listed <= set(control)  # the template's end of turn, or the tokenizer's own
-        ordinary = sorted(listed & set(words))
-        assert [str(i) in n for n in chat.notes for i in ordinary if "ordinary token" in n].count(True) == len(ordinary)
-        if not ordinary:
-            assert not [n for n in chat.notes if "ordinary token" in n]
+        ordinary = listed & set(words)
+        said = [note for note in chat.notes if "ordinary token" in note]
+        assert len(said) == bool(ordinary)
+        assert all(f"{i} (" in said[0] for i in ordinary)
         ids = [int(i) for i in rng.choice([*words, *control, *file.encode(TEXTS[3]).ids], 12)]
         assert chat.decode(ids) == file.decode([i for i in ids if i not in control], skip_special_tokens=False)
 
