@@ -465,7 +465,7 @@ def cross_set_cosine(vectors: jax.Array) -> dict[str, jax.Array]:
       cosine: [S, S]. mean: over the pairs of different sets. floor: √(2/(πd)), the mean |cosine| of random directions.
     """
     vectors = jnp.asarray(inputs.directions32("vectors", vectors, ndim=2))
-    cosine, floor, ok = cosine_table(vectors)
+    cosine, floor, ok = (jnp.asarray(x) for x in cosine_table(vectors))
     other = (ok[:, None] & ok[None, :] & ~jnp.eye(len(ok), dtype=bool)).astype(cosine.dtype)
     return {"cosine": cosine, "mean": safe_ratio(jnp.sum(cosine * other), jnp.sum(other), 0.0), "floor": floor}
 
