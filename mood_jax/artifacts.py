@@ -299,19 +299,26 @@ class Selected:
         return found
 
 
-def load_readout(named: str, n_layers: int) -> tuple[Readout, Selected | None]:
-    """The readout "last4" or "article" of a model of `n_layers` blocks, or the one in a selected.json with its record.
-
-    Raises UserError: an unknown name, a damaged file, or a readout of sites that this model does not have.
-    """
+def selected(named: str) -> Selected | None:
+    """The record in a selected.json, or None for "last4" and "article", which need none. Raises UserError otherwise."""
     if named in PRESETS:
-        return preset(named, n_layers), None
+        return None
     if not named.endswith(".json") and "/" not in named:
         raise UserError(
             f"unknown readout {named!r}; use one of {', '.join(PRESETS)}, or the path of a selected.json that "
             "scripts/ablate.py wrote"
         )
-    found = Selected.load(named)
+    return Selected.load(named)
+
+
+def load_readout(named: str, n_layers: int) -> tuple[Readout, Selected | None]:
+    """The readout "last4" or "article" of a model of `n_layers` blocks, or the one in a selected.json with its record.
+
+    Raises UserError: an unknown name, a damaged file, or a readout of sites that this model does not have.
+    """
+    found = selected(named)
+    if found is None:
+        return preset(named, n_layers), None
     readout = found.readout
     known = ("embed", *(f"resid_post@{k}" for k in range(n_layers)), "final_norm")
     missing = [s for s in readout.sites if s not in known]

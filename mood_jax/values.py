@@ -144,7 +144,7 @@ def check_fields(config: Any, checks: Mapping[str, Check], where: str = "config"
 def check_numbers(config: Any, may_be_zero: Iterable[str] = (), where: str = "config") -> None:
     """Holds the numbers of a config against what all of them are: counts of at least 1, finite amounts above 0, a seed.
 
-    may_be_zero: fields whose count may be 0. Numbers in nested configs are not looked at.
+    may_be_zero: fields whose value may be 0. Numbers in nested configs are not looked at.
     """
     free = set(may_be_zero)
     for field, value in config.items():
@@ -154,8 +154,8 @@ def check_numbers(config: Any, may_be_zero: Iterable[str] = (), where: str = "co
                 seed(one, name)
             elif isinstance(one, int) and not isinstance(one, bool):
                 whole(name, one, 0 if field in free else 1, most=2**63 - 1)
-            elif isinstance(one, float) and number(name, one) <= 0:
-                raise UserError(f"{name} must be above 0, not {one}")
+            elif isinstance(one, float) and (number(name, one) < 0 or (one == 0 and field not in free)):
+                raise UserError(f"{name} must be {'0 or ' if field in free else ''}above 0, not {one}")
 
 
 def _shown(value: Any) -> str:

@@ -37,7 +37,7 @@ LENGTHS = (24, 17, 5)  # of random ids, where there is no tokenizer
 def main(config: Any, _: Path) -> None:
     import torch_reference  # raises UserError where torch is missing
 
-    values.check_numbers(config)
+    values.check_numbers(config, may_be_zero=("tolerance",))
     if config.dtype not in (*DTYPES, "both"):
         raise UserError(f"config.dtype is {config.dtype!r}; use {', '.join(DTYPES)} or both")
     dtypes = list(DTYPES) if config.dtype == "both" else [config.dtype]

@@ -376,7 +376,7 @@ def _without_gaps(codes: list[np.ndarray], used: list[np.ndarray]) -> list[np.nd
 def _texts(name: str, texts: Any, rows: int) -> list[str]:
     found = taken_texts(name, texts)
     if len(found) != rows:
-        raise UserError(f"{name} has {len(found)} rows and needs {rows}, one for each of the other arguments")
+        raise UserError(f"{name} has {len(found)} samples where sign has {rows}; give one text a sample")
     return found
 
 

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from mood_jax import numerics
 from mood_jax.errors import UserError
@@ -38,6 +37,7 @@ from mood_jax.probes import inputs
 from mood_jax.probes.arrays import COLLINEAR, ROUNDING, map_in_batches, namespace, product, residualise, rounding
 from mood_jax.probes.resampling import bootstrap_counts, bootstrap_indices
 from mood_jax.probes.separation import safe_ratio
+from mood_jax.probes.student import quantile
 
 # An eigenvalue below this share of the largest is rounding, in float32 and in float64.
 FLAT_EIGENVALUE = 1e-5
@@ -440,7 +440,7 @@ def _logit_interval(
     moved = logit(draws)
     mean = jnp.sum(moved * defined) / count
     variance = jnp.sum(jnp.square(moved - mean) * defined) / count
-    reach = float(scipy.stats.t.isf(0.025, n - 1)) * jnp.sqrt(variance * n / (n - 1))
+    reach = quantile(0.05, n - 1.0) * jnp.sqrt(variance * n / (n - 1))
     ends = scale[0] + width * jax.nn.sigmoid(logit(value) + jnp.array([-1.0, 1.0]) * reach)
     ends = jnp.clip(ends, bounds[0], bounds[1])
     return jnp.stack([jnp.minimum(ends[0], value), jnp.maximum(ends[1], value)])

@@ -53,7 +53,7 @@ def asks(
 
     Sets B and C come with their own wording of the instructions. Raises UserError where the bank lacks it.
     """
-    _check_sets(base, cross_sets)
+    check_sets(base, cross_sets)
     found = []
     for axis in axes:
         for set_ in (base, EVALUATION, *cross_sets):
@@ -80,7 +80,8 @@ def asks(
     return found
 
 
-def _check_sets(base: str, cross_sets: Sequence[str]) -> None:
+def check_sets(base: str, cross_sets: Sequence[str]) -> None:
+    """Raises UserError for a calibration set that is unknown, and for one to compare with that is no other."""
     if base not in SETS:
         raise UserError(f"unknown calibration set {base!r}; use one of {', '.join(SETS)}")
     others = [s for s in SETS if s != base]

@@ -109,10 +109,9 @@ def check(config: Any) -> None:
     for field in ("axes", "cross_sets", "estimators"):
         if any(config[field]) and not names(config[field]):
             raise UserError(f"config.{field} names nothing ({config[field]!r}); leave it out, or name some")
-    others = [s for s in calibrate.SETS if s != config.calibration_set]
-    for field, known in (("cross_sets", others), ("estimators", ESTIMATORS)):
-        for name in names(config[field]):
-            values.one_of(known, f"name in config.{field},")(field, name)
+    calibrate.check_sets(config.calibration_set, names(config.cross_sets))
+    for name in names(config.estimators):
+        values.one_of(ESTIMATORS, "estimator")("estimators", name)
 
 
 def _list(field: str, named: Any) -> None:
@@ -138,10 +137,7 @@ def _rows(rows: Any) -> None:
 
 def _readout(readout: Any) -> None:
     """A preset, or a selected.json that is there and can be read."""
-    if values.named("readout", readout).endswith(".json"):
-        artifacts.Selected.load(readout)
-    elif "/" not in readout:
-        values.one_of(readouts.PRESETS, "readout")("readout", readout)
+    artifacts.selected(values.named("readout", readout))
 
 
 def load(config: Any) -> Model:

@@ -71,17 +71,17 @@ def _identity(
 
 
 def versions(device: Any) -> dict[str, Any]:
-    """What else numbers hang on: this package, jax and its settings that round otherwise, the kind of `device`."""
-    found = {"mood_jax": mood_jax.__version__, "jax": jax.__version__, "device": device.device_kind}
-    return found | numerics.recorded()
+    """What else numbers hang on: this package, jax, and the kind of `device` (of jax)."""
+    return {"mood_jax": mood_jax.__version__, "jax": jax.__version__, "device": device.device_kind}
 
 
 def of_model(model: Model) -> dict[str, Any]:
-    """The parts that all studies share: the model, the ids that end its responses, and the versions."""
+    """The parts that all studies share: the model, the ids that end its responses, versions and settings of JAX."""
     return {
         "model": identity(model),
         "eos_token_ids": list(model.chat.eos_token_ids),
         "versions": versions(model.mesh.devices.flat[0]),
+        **numerics.recorded(),
     }
 
 

@@ -26,7 +26,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from mood_jax import artifacts, bank, processes, values
+from mood_jax import artifacts, bank, numerics, processes, values
 from mood_jax.errors import UserError
 from mood_jax.generation.model import Model
 from mood_jax.readout import PRESETS
@@ -166,6 +166,7 @@ def made_origin(made: artifacts.Calibration, measured: artifacts.Profile) -> dic
     by = made.identity
     return {
         **{key: by[key] for key in ("model", "eos_token_ids", "versions", "estimator")},
+        "flags": by.get("flags", {}),
         "bank": by["bank"] | measured.identity["bank"],
         "readout": asdict(made.readout),
     }
@@ -393,7 +394,7 @@ def _checks(config: Any, workdir: epath.Path, chosen: Sequence[Unit]) -> dict[Un
         short = {unit.model for unit, c in zip(chosen, found, strict=True) if c.record is None}
         for unit, c in zip(chosen, found, strict=True):
             if unit.model in short and c.record is not None:
-                here = {"versions": origin.versions(jax.devices()[0])}
+                here = {"versions": origin.versions(jax.devices()[0]), "flags": numerics.flags()}
                 refuse_other(workdir / "units" / unit.name, c.record["origin"], here)
         return [[c.state, c.reason] for c in found]
 
@@ -403,7 +404,7 @@ def _checks(config: Any, workdir: epath.Path, chosen: Sequence[Unit]) -> dict[Un
 
 def _refuse_others(config: Any, workdir: epath.Path, model: str, loaded: Model) -> None:
     """Raises UserError where finished units of this model, in whichever part of the sweep, have another origin."""
-    here = origin.of_model(loaded)
+    here = origin.of_model(loaded) | {"flags": numerics.flags()}
 
     def look() -> None:
         now = contents_of(config)

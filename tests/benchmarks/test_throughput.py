@@ -79,7 +79,7 @@ def test_a_model_that_the_device_cannot_hold_is_refused(tmp_path, monkeypatch, c
     monkeypatch.setattr(memory, "device_limit", lambda _: 12 * 2**30)
     config = f"--config={ROOT}/configs/shapes/qwen2_5_7b.py"
     done = in_this_process(monkeypatch, capsys, "benchmark_throughput", config, f"--workdir={tmp_path}")
-    assert "qwen2_5_7b at batch 64 takes 16.0 GiB a device (14.2 of them weights" in done.line
+    assert "qwen2_5_7b at batch 64 takes 16.1 GiB a device (14.2 of them weights" in done.line
     assert "configs/shapes/tiny.py" in done.line
     assert not list(tmp_path.iterdir())
 

@@ -230,7 +230,8 @@ def test_a_finished_grid_is_opened_without_its_model(tiny, workdir, monkeypatch,
     assert store.shape == (14, 6, 5, 64)
     assert (store.reducers, store.dtype, store.conditions) == (GRID_REDUCERS, "bfloat16", ("in_context", "re_read"))
     assert set(store.column("set")) == {"A", "eval"}
-    assert set(store.settings) == {"model", "eos_token_ids", "axes", "bank", "protocol", "samples", "versions"}
+    made_from = {"model", "eos_token_ids", "axes", "bank", "protocol", "samples", "versions"}
+    assert set(store.settings) == made_from | {"flags"}  # these tests compile with fewer optimisations
     assert store.settings["model"]["name"] == "model"
     # What only the analysis, or another study, asks for does not matter.
     study.grid_store(
