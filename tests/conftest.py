@@ -39,6 +39,8 @@ LONG = (
     "generation/test_engine.py",
     "probes/test_power.py",
     "studies/test_validate_doses.py",
+    "probes/test_evidence.py",
+    "generation/test_mesh.py",
     "models/test_decoder.py",
     "studies/test_sweep.py",
     "generation/test_memory.py",

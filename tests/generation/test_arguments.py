@@ -10,6 +10,8 @@ from mood_jax.errors import UserError
 from mood_jax.generation import api
 from tests.studies.tiny import checkpoint
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 IDS = ((5, 6, 7), (8, 9, 10))
 NO_COUNT = (3.5, 3.0, np.float32(3), "3", None, True, np.bool_(True), np.nan, [3], 0, -1, 2**40)
 
