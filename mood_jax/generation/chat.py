@@ -364,11 +364,11 @@ class Chat:
             without = self._apply([{"role": "user", "content": _USER}], add_generation_prompt=True)
         except _RENDER_ERRORS as error:
             raise UserError(
-                f"{self.source}: broken chat template ({one_line(error)}); mend it, or use plain_text"
+                f"{self.source}: broken chat template ({one_line(error)}); correct it, or use plain_text"
             ) from error
         if _USER not in without:
             raise UserError(
-                f"{self.source}: broken chat template (it loses the user's text); mend it, or use plain_text"
+                f"{self.source}: broken chat template (it loses the user's text); correct it, or use plain_text"
             )
         one_turn, two_turns = self._probe(_SYSTEM, _USER), self._probe(_SYSTEM, _USER, _ANSWER, _AGAIN)
         if one_turn is None or two_turns is None or _SYSTEM not in one_turn or _SYSTEM not in two_turns:
@@ -463,7 +463,9 @@ def _checked(prompt: str | Sequence[Any], system: str | None) -> list[dict[str, 
         if message["role"] == "user" and not content.strip():  # a model may have said nothing
             raise UserError(f"empty prompt: the {message['role']} message has no text")
         if _SURROGATE.search(content):
-            raise UserError(f"the {message['role']} message is not valid Unicode (a lone surrogate); mend its encoding")
+            raise UserError(
+                f"the {message['role']} message is not valid Unicode (a lone surrogate); correct its encoding"
+            )
         if message["role"] == "system" and number > 0:
             raise UserError("a system message comes first in a conversation; move it to the front")
     turns = [message["role"] for message in messages if message["role"] != "system"]

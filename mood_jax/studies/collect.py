@@ -264,8 +264,8 @@ def _check_unit(
         raise UserError(f"{path} holds other responses than this batch")
     for record, known in zip(part.records, wanted, strict=True):
         tokens = record.get("tokens", [])
-        told = json.loads(json.dumps(known)) | {"text": plan.model.chat.decode(tokens), "n_tokens": len(tokens)}
-        if wrong := [key for key, value in told.items() if record.get(key) != value]:
+        expected = json.loads(json.dumps(known)) | {"text": plan.model.chat.decode(tokens), "n_tokens": len(tokens)}
+        if wrong := [key for key, value in expected.items() if record.get(key) != value]:
             raise UserError(f"{path}: the {wrong[0]} of {record['id']} is not what this run gives")
     readout = protocol.readout
     shape = (len(rows), len(readout.sites), len(readout.reducers), plan.model.config.d_model)
