@@ -130,15 +130,9 @@ def _add_listed(backend: Tokenizer, folder: Path, config: dict[str, Any]) -> tup
     Raises:
         UserError: a token would get another id than the one that is listed.
     """
-    listed: dict[int, AddedToken] = {}
-    for text, index in read_json(folder / "added_tokens.json").items():
-        listed[int(index)] = AddedToken(text, normalized=False, special=False)
-    for index, token in (config.get("added_tokens_decoder") or {}).items():
-        about = {k: v for k, v in token.items() if not k.startswith("__")} if isinstance(token, dict) else token
-        listed[int(index)] = AddedToken(**about) if isinstance(about, dict) else AddedToken(str(about))
     notes = []
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for index, token in sorted(listed.items()):
+    for index, token in sorted(_listed(folder, config).items()):
         there = backend.token_to_id(token.content)
         if there is None or (there == index and token.special and token.content not in known):
             (backend.add_special_tokens if token.special else backend.add_tokens)([token])
@@ -148,10 +142,26 @@ def _add_listed(backend: Tokenizer, folder: Path, config: dict[str, Any]) -> tup
                     f"{folder}: tokenizer.json lacks the token {token.content!r}, which another file puts at id "
                     f"{index}; save the tokenizer again with the tokenizer.json that belongs to the checkpoint"
                 )
-            notes.append(f"the token {token.content!r} ({index}) is marked as one in another file than tokenizer.json")
+            notes.append(f"the token {token.content!r} ({index}) is taken from another file than tokenizer.json")
         elif there != index:
             notes.append(f"the token {token.content!r} has id {there} in tokenizer.json (taken) and {index} elsewhere")
     return tuple(notes)
+
+
+def _listed(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
+    """The added tokens of added_tokens.json and tokenizer_config.json by id. Raises UserError for another form."""
+    found: dict[int, AddedToken] = {}
+    try:
+        for text, index in read_json(folder / "added_tokens.json").items():
+            found[int(index)] = AddedToken(text, normalized=False, special=False)
+        for index, token in (config.get("added_tokens_decoder") or {}).items():
+            about = {"content": token} if isinstance(token, str) else dict(token)
+            found[int(index)] = AddedToken(**{k: v for k, v in about.items() if not k.startswith("__")})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: the added tokens cannot be read ({one_line(error)}); copy the files again"
+        ) from error
+    return found
 
 
 def _around(backend: Tokenizer, names: dict[str, str], config: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -163,8 +173,11 @@ def _around(backend: Tokenizer, names: dict[str, str], config: dict[str, Any]) -
         clean_up_tokenization_spaces=False,
         **{name: text for name, text in names.items() if backend.token_to_id(text) is not None},
     )
-    if isinstance(config.get("add_bos_token"), bool):
-        tokenizer.init_kwargs["add_bos_token"] = config["add_bos_token"]
+    add_bos = config.get("add_bos_token")
+    if not isinstance(add_bos, bool | None):
+        raise UserError(f"tokenizer_config.json: add_bos_token is {add_bos!r}; it must be true or false")
+    if add_bos is not None:
+        tokenizer.init_kwargs["add_bos_token"] = add_bos
     return tokenizer
 
 

@@ -510,7 +510,15 @@ def test_a_tokenizer_that_cannot_be_read_names_the_remedy(tmp_path):
     (tmp_path / "tokenizer.json").write_text("\ufeff" + tokenizer, encoding="utf-8")
     assert Chat.from_folder(tmp_path).render("Hi") == Chat(make_tokenizer("yi")).render("Hi")
     shutil.copy(tmp_path / "tokenizer_config.json", tmp_path / "saved.json")
-    for wrong in ("{", "[]", '{"bos_token": 3}'):
+    for wrong in ("{", "[]", '{"bos_token": 3}', '{"add_bos_token": "true"}'):
         (tmp_path / "tokenizer_config.json").write_text(wrong)
         with pytest.raises(UserError):
             Chat.from_folder(tmp_path)
+    for decoder in ([1], {"x": "<a>"}, {"900": 3}, {"900": {"text": "<a>"}}, {"900": {"content": 3}}, {"900": None}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+        with pytest.raises(UserError, match="the added tokens cannot be read"):
+            Chat.from_folder(tmp_path)
+    shutil.copy(tmp_path / "saved.json", tmp_path / "tokenizer_config.json")
+    (tmp_path / "added_tokens.json").write_text('{"<a>": "x"}')
+    with pytest.raises(UserError, match="the added tokens cannot be read"):
+        Chat.from_folder(tmp_path)
