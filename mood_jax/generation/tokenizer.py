@@ -156,7 +156,10 @@ def _listed(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
             found[int(index)] = AddedToken(text, normalized=False, special=False)
         for index, token in (config.get("added_tokens_decoder") or {}).items():
             about = {"content": token} if isinstance(token, str) else dict(token)
-            found[int(index)] = AddedToken(**{k: v for k, v in about.items() if not k.startswith("__")})
+            flags = {
+                k: v for k, v in about.items() if k in ("lstrip", "rstrip", "normalized", "single_word", "special")
+            }
+            found[int(index)] = AddedToken(about["content"], **flags)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}: the added tokens cannot be read ({one_line(error)}); copy the files again"
