@@ -160,7 +160,7 @@ def _listed(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
                 k: v for k, v in about.items() if k in ("lstrip", "rstrip", "normalized", "single_word", "special")
             }
             found[int(index)] = AddedToken(about["content"], **flags)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}: the added tokens cannot be read ({one_line(error)}); copy the files again"
         ) from error
