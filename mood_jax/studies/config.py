@@ -109,9 +109,12 @@ def check(config: Any) -> None:
     for field in ("axes", "cross_sets", "estimators"):
         if any(config[field]) and not names(config[field]):
             raise UserError(f"config.{field} names nothing ({config[field]!r}); leave it out, or name some")
-    calibrate.check_sets(config.calibration_set, names(config.cross_sets))
+    try:
+        calibrate.check_sets(config.calibration_set, names(config.cross_sets))
+    except UserError as e:
+        raise UserError(f"config.cross_sets: {e}") from e
     for name in names(config.estimators):
-        values.one_of(ESTIMATORS, "estimator")("estimators", name)
+        values.one_of(ESTIMATORS, "estimator in config.estimators,")("estimators", name)
 
 
 def _list(field: str, named: Any) -> None:
