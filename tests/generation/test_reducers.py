@@ -43,7 +43,7 @@ def assert_exact(got, expected):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("n", [2, 60, 3000])
+@pytest.mark.parametrize("n", [2, pytest.param(60, marks=pytest.mark.slow), 3000])
 def test_every_gamma_over_long_responses_equals_float64(rng, name, n):
     (reducer,) = parse_reducers([name])
     # Dimensions of noise, with offsets of either sign, and one that is large and hardly moves, as real ones are.

@@ -49,7 +49,7 @@ def row(kind: str, rng: np.random.Generator) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_every_sampler_ends_on_whatever_there_is(rng, dtype):
     """Each kind of row between two sound ones, whose tokens are those that they have alone."""
     sound = rng.normal(size=(2, V)).astype(np.float32)
