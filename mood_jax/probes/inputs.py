@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from mood_jax import values
 from mood_jax.errors import UserError
 
 _FLOAT32 = np.finfo(np.float32)
-SEED_MAX = 2**32 - 1
 
 
 def traced(*xs: Any) -> bool:
@@ -182,8 +182,8 @@ def count(name: str, n: Any, least: int = 1, most: int | None = None) -> int:
 
 
 def seed(n: Any, name: str = "seed") -> int:
-    """A seed: a whole number from 0 to 2³² − 1."""
-    return count(name, n, 0, SEED_MAX)
+    """A seed, as of `values.seed`; also out of an array of no dimension."""
+    return values.seed(n.item() if isinstance(n, np.generic | np.ndarray | jax.Array) and np.ndim(n) == 0 else n, name)
 
 
 def number(name: str, x: Any, least: float = -math.inf, most: float = math.inf) -> Any:
